@@ -1,0 +1,48 @@
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, expect, test } from "vitest";
+import { readJunit, readVitest, runStage } from "./stage.ts";
+
+const directory = mkdtempSync(join(tmpdir(), "triattn-stage-"));
+afterAll(() => rmSync(directory, { recursive: true, force: true }));
+
+test("counts of a JUnit report", () => {
+  const suite =
+    '<testsuites><testsuite name="pytest" errors="1" failures="2" skipped="3" tests="10" time="1">';
+  expect(readJunit(suite)).toEqual({ passed: 4, failed: 3, skipped: 3 });
+});
+
+test("counts of vitest's report, with a file that could not be loaded", () => {
+  const report = {
+    numPassedTests: 5,
+    numFailedTests: 1,
+    numPendingTests: 2,
+    numTodoTests: 1,
+    testResults: [
+      { status: "failed", assertionResults: [{}] },
+      { status: "failed", assertionResults: [] },
+    ],
+  };
+  expect(readVitest(JSON.stringify(report))).toEqual({ passed: 5, failed: 2, skipped: 3 });
+});
+
+test("a stage without a report counts as one; one that cannot start, dies or finds nothing has failed", async () => {
+  const stage = { name: "s", command: "true", args: [] };
+  const of = async (more: object) => {
+    const { passed, failed } = await runStage({ ...stage, ...more });
+    return [passed, failed];
+  };
+  expect(await of({})).toEqual([1, 0]);
+  expect(await of({ command: "false" })).toEqual([0, 1]);
+  expect(await of({ command: "/nowhere" })).toEqual([0, 1]);
+  const file = join(directory, "report.xml");
+  const report = { kind: "junit", file };
+  expect(await of({ report })).toEqual([0, 1]);
+  writeFileSync(file, '<testsuite tests="0" failures="0" errors="0" skipped="0">');
+  expect(await of({ report })).toEqual([0, 1]);
+  writeFileSync(file, '<testsuite tests="3" failures="0" errors="0" skipped="1">');
+  expect(await of({ report })).toEqual([2, 0]);
+  // A runner that crashed after its report has failed all the same.
+  expect(await of({ report, command: "false" })).toEqual([2, 1]);
+});
