@@ -1,0 +1,5 @@
+export * from "./codec.ts";
+export * from "./messages.ts";
+export * from "./policy.ts";
+export * from "./presets.ts";
+export * from "./reference-env.ts";

@@ -1,0 +1,122 @@
+import { z } from "zod";
+
+/**
+ * A score term. Each yields one float32 per resident token, higher meaning "keep";
+ * terms at query-head level (`trig`, `norm`) are aggregated over the GQA group later.
+ */
+const weight = z.number().min(-1e6).max(1e6).default(1).describe("Factor of this term in the sum.");
+
+export const TrigTerm = z
+  .strictObject({
+    kind: z.literal("trig"),
+    weight,
+    offsets: z.enum(["mean", "max"]).default("mean").describe("Aggregation over the future offsets."),
+    maxOffset: z
+      .int()
+      .min(1)
+      .max(2 ** 20)
+      .default(65536)
+      .describe("Offsets are the powers of two from 1 up to this, in tokens."),
+  })
+  .meta({
+    id: "TrigTerm",
+    description: "Expected future attention from pre-rotary query centres (arXiv 2604.04921).",
+  });
+
+export const NormTerm = z
+  .strictObject({
+    kind: z.literal("norm"),
+    weight,
+    residual: z
+      .boolean()
+      .default(true)
+      .describe(
+        "True: (E|q| - |E q|) per band, as in the paper. False: E|q|, the ablation without that weighting.",
+      ),
+  })
+  .meta({
+    id: "NormTerm",
+    description: "Key magnitude weighted by the spread of the queries (arXiv 2604.04921).",
+  });
+
+export const KeyDiffTerm = z.strictObject({ kind: z.literal("keydiff"), weight }).meta({
+  id: "KeyDiffTerm",
+  description: "Negative cosine of a key to the mean of the unit keys (arXiv 2504.15364).",
+});
+
+export const RandomTerm = z.strictObject({ kind: z.literal("random"), weight }).meta({
+  id: "RandomTerm",
+  description: "Uniform noise in [0, 1), drawn anew each round from the policy's seed.",
+});
+
+export const RecencyTerm = z
+  .strictObject({ kind: z.literal("recency"), weight })
+  .meta({ id: "RecencyTerm", description: "The token's logical position." });
+
+export const ScoreTerm = z
+  .discriminatedUnion("kind", [TrigTerm, NormTerm, KeyDiffTerm, RandomTerm, RecencyTerm])
+  .meta({ id: "ScoreTerm" });
+
+export const Pin = z
+  .strictObject({
+    prompt: z
+      .boolean()
+      .default(true)
+      .describe("Never evict prompt tokens. A prompt too long for the budget competes like any other token."),
+    sinks: z.int().min(0).max(65536).default(4).describe("First tokens of a request that are never evicted."),
+    window: z
+      .int()
+      .min(0)
+      .max(1048576)
+      .default(128)
+      .describe("Most recent tokens that a round never evicts."),
+  })
+  .meta({ id: "Pin", description: "Tokens that no round evicts." });
+
+export const PolicyDocument = z
+  .strictObject({
+    schema: z.literal(1).default(1).describe("Version of this document's form."),
+    name: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/),
+    budget: z
+      .int()
+      .min(0)
+      .max(16777216)
+      .default(2048)
+      .describe("KV budget: resident tokens of a request after a round. 0: never compress."),
+    interval: z
+      .int()
+      .min(1)
+      .max(1048576)
+      .default(128)
+      .describe("A round fires once a request has budget + interval resident tokens."),
+    terms: z.array(ScoreTerm).min(1).max(16),
+    normalize: z
+      .enum(["none", "sum", "each"])
+      .default("sum")
+      .describe(
+        "z-score over the evictable tokens, per query head: of the weighted sum, of each term, or not at all.",
+      ),
+    groupAggregation: z.enum(["max", "mean"]).default("max").describe("From query heads to their KV head."),
+    layerAggregation: z
+      .enum(["mean", "max"])
+      .default("mean")
+      .describe("From layers to one score per KV head; used by selection per_head."),
+    selection: z
+      .enum(["per_layer_per_head", "per_head", "union"])
+      .default("per_head")
+      .describe("Who chooses: every layer and KV head; every KV head for all layers; one choice for all."),
+    pin: Pin.prefault({}),
+    countPrompt: z
+      .boolean()
+      .default(true)
+      .describe("True: the budget covers the prompt. False: the budget covers generated tokens only."),
+    seed: z.int().min(0).max(4294967295).default(0).describe("Seed of the random term."),
+  })
+  .meta({ id: "PolicyDocument", description: "How the KV cache of each request is kept inside its budget." });
+
+export type ScoreTerm = z.infer<typeof ScoreTerm>;
+export type PolicyDocument = z.infer<typeof PolicyDocument>;
+/** A policy as a user writes it: what is left out gets its default. */
+export type PolicyInput = DeepReadonly<z.input<typeof PolicyDocument>>;
+
+type DeepReadonly<T> = T extends object ? { readonly [K in keyof T]: DeepReadonly<T[K]> } : T;
