@@ -1,0 +1,270 @@
+import type { PolicyDocument, PolicyInput, PresetName } from "@triattn/protocol";
+import { type Logger, pino } from "pino";
+import type { CurveOptions } from "./curve.ts";
+import { Drops } from "./drops.ts";
+import { EngineLink } from "./engine-link.ts";
+import { ControlPlaneClosed, EngineTimeout, PolicyRefused } from "./errors.ts";
+import { EventStream } from "./event-stream.ts";
+import { parsePolicy } from "./policy.ts";
+import { type PolicyRevision, PolicyStore } from "./policy-store.ts";
+import { Rollout } from "./rollout.ts";
+import type { ControlCounters, ControlEvent, EngineView, PolicyResult } from "./types.ts";
+
+export interface ControlPlaneOptions {
+  /** The first policy. Without one, engines wait for `setPolicy`. */
+  readonly policy?: PolicyInput | PresetName;
+  /** Path of the statistics file, as the engine sees it. */
+  readonly statistics?: string | null;
+  /** ipc:///path in a directory of your own, or tcp://host:port with `curve`. Default: ipc in a new private directory. */
+  readonly endpoint?: string;
+  readonly curve?: CurveOptions;
+  /** Default: warnings and errors to stderr. */
+  readonly logger?: Logger;
+  /** How long `setPolicy` waits for engines. Default 30,000 ms. */
+  readonly ackTimeoutMs?: number;
+  /** An engine not heard of for so long is taken as gone. Default 15,000 ms; engines report every second. */
+  readonly silenceMs?: number;
+  /** Items kept for a consumer of `events()`; beyond it the oldest are dropped. Default 10,000. */
+  readonly eventCapacity?: number;
+}
+
+export interface SetPolicyOptions {
+  /** Path of the statistics file, as the engine sees it; null for none. Default: as before. */
+  readonly statistics?: string | null;
+}
+
+/** Owns the policy and speaks with the engines that serve under it. */
+export interface ControlPlane {
+  /** Address that engines connect to (TRIATTN_SOCKET). */
+  readonly endpoint: string;
+  /** The policy in force; undefined before the first. */
+  readonly policy: PolicyRevision | undefined;
+  /**
+   * Replaces the policy while engines run. Resolves when all connected engines have acknowledged it,
+   * with the step at which each began to use it; without engines, at once. Calls take effect in order.
+   *
+   * Rejects with ConfigError (the document), PolicyRefused (an engine cannot use it; the policy before is
+   * in force again, under a new revision) or PolicyUnacknowledged (no answer in time).
+   */
+  setPolicy(policy: PolicyInput | PresetName, options?: SetPolicyOptions): Promise<PolicyResult>;
+  /** Engines that are connected, or were. */
+  engines(): readonly EngineView[];
+  counters(): ControlCounters;
+  /** From now on; each call has a queue of its own. Ends with `close`. */
+  events(): AsyncIterableIterator<ControlEvent, undefined>;
+  /**
+   * An engine that is connected and uses the policy. Rejects with PolicyRefused when an engine refuses the
+   * first policy it is given, with EngineTimeout after `timeoutMs` (default: never).
+   */
+  waitForEngine(options?: { readonly timeoutMs?: number }): Promise<EngineView>;
+  /** Stops listening and removes the socket. Engines go on with the policy they have. */
+  close(): Promise<void>;
+}
+
+/** Starts a control plane. Throws ConfigError for the policy, EndpointError for the address. */
+export async function createControlPlane(options: ControlPlaneOptions = {}): Promise<ControlPlane> {
+  const policy = options.policy === undefined ? undefined : parsePolicy(options.policy);
+  const store = new PolicyStore();
+  if (policy !== undefined) store.replace(policy, options.statistics ?? null);
+  const logger = options.logger ?? pino({ name: "triattn", level: "warn" }, pino.destination(2));
+  const drops = new Drops(logger);
+  const plane = new Plane(options, store, drops, logger);
+  plane.link = await EngineLink.open({
+    endpoint: options.endpoint,
+    curve: options.curve,
+    store,
+    drops,
+    logger,
+    silenceMs: options.silenceMs ?? 15_000,
+    publish: (event) => plane.publish(event),
+  });
+  return plane;
+}
+
+interface Waiter {
+  resolve(engine: EngineView): void;
+  reject(error: Error): void;
+}
+
+class Plane implements ControlPlane {
+  link!: EngineLink;
+  readonly #options: ControlPlaneOptions;
+  readonly #store: PolicyStore;
+  readonly #drops: Drops;
+  readonly #logger: Logger;
+  readonly #streams = new Set<EventStream<ControlEvent>>();
+  readonly #waiters = new Set<Waiter>();
+  /** The rollout under way, and the revision from which an answer is an answer to it. */
+  #rollout: { readonly target: number; readonly rollout: Rollout } | undefined;
+  #queue: Promise<unknown> = Promise.resolve();
+  #overflowed = 0;
+  #closing: Promise<void> | undefined;
+
+  constructor(options: ControlPlaneOptions, store: PolicyStore, drops: Drops, logger: Logger) {
+    this.#options = options;
+    this.#store = store;
+    this.#drops = drops;
+    this.#logger = logger;
+  }
+
+  get endpoint(): string {
+    return this.link.address;
+  }
+
+  get policy(): PolicyRevision | undefined {
+    return this.#store.current;
+  }
+
+  engines(): readonly EngineView[] {
+    return this.link.engines.all().map((engine) => engine.view());
+  }
+
+  counters(): ControlCounters {
+    const engines = this.link.engines.all();
+    return {
+      engines: Object.fromEntries(
+        engines.flatMap(({ id, counters }) => (counters === undefined ? [] : [[id, counters]])),
+      ),
+      link: { ...this.link.counts, framesDropped: this.#drops.counts, itemsOverflowed: this.#overflowed },
+    };
+  }
+
+  events(): AsyncIterableIterator<ControlEvent, undefined> {
+    const stream = new EventStream<ControlEvent>(
+      this.#options.eventCapacity ?? 10_000,
+      (dropped) => ({ type: "overflow", dropped }),
+      (ended) => this.#streams.delete(ended),
+    );
+    if (this.#closing === undefined) this.#streams.add(stream);
+    else stream.end();
+    return stream;
+  }
+
+  async setPolicy(input: PolicyInput | PresetName, options: SetPolicyOptions = {}): Promise<PolicyResult> {
+    const policy = parsePolicy(input);
+    const result = this.#queue.then(() => this.#replace(policy, options));
+    this.#queue = result.catch(() => {});
+    return result;
+  }
+
+  waitForEngine(options: { readonly timeoutMs?: number } = {}): Promise<EngineView> {
+    if (this.#closing !== undefined) return Promise.reject(new ControlPlaneClosed());
+    const ready = this.engines().find((engine) => this.#ready(engine));
+    if (ready !== undefined) return Promise.resolve(ready);
+    return new Promise((resolve, reject) => {
+      let timer: NodeJS.Timeout | undefined;
+      const settled = () => {
+        clearTimeout(timer);
+        this.#waiters.delete(waiter);
+      };
+      const waiter: Waiter = {
+        resolve: (engine) => {
+          settled();
+          resolve(engine);
+        },
+        reject: (error) => {
+          settled();
+          reject(error);
+        },
+      };
+      this.#waiters.add(waiter);
+      const { timeoutMs } = options;
+      if (timeoutMs === undefined) return;
+      timer = setTimeout(() => {
+        waiter.reject(new EngineTimeout("engine", "none", `no engine was ready within ${timeoutMs} ms`));
+      }, timeoutMs);
+    });
+  }
+
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  /** Everything that happens comes through here, on its way to the consumers of `events()`. */
+  publish(event: ControlEvent): void {
+    switch (event.type) {
+      case "connected":
+        this.#rollout?.rollout.join(event.engine.engineId);
+        if (this.#ready(event.engine)) this.#release(event.engine);
+        break;
+      case "disconnected":
+        this.#rollout?.rollout.leave(event.engineId);
+        break;
+      case "acknowledged": {
+        if (this.#rollout !== undefined && event.revision >= this.#rollout.target) {
+          this.#rollout.rollout.acknowledge(event.engineId, event.step);
+        }
+        const engine = this.link.engines.get(event.engineId)?.view();
+        if (engine !== undefined && this.#ready(engine)) this.#release(engine);
+        break;
+      }
+      case "refused":
+        if (this.#rollout !== undefined && event.revision >= this.#rollout.target) {
+          this.#rollout.rollout.refuse(event.engineId, event);
+        }
+        if (this.link.engines.get(event.engineId)?.view().revision === 0) {
+          for (const waiter of [...this.#waiters]) waiter.reject(new PolicyRefused(event.engineId, event));
+        }
+        break;
+    }
+    for (const stream of this.#streams) this.#overflowed += stream.push(event);
+  }
+
+  #ready(engine: EngineView): boolean {
+    const revision = this.#store.current?.revision;
+    return (
+      engine.connected &&
+      (revision === undefined || (engine.step !== undefined && engine.revision >= revision))
+    );
+  }
+
+  #release(engine: EngineView): void {
+    for (const waiter of [...this.#waiters]) waiter.resolve(engine);
+  }
+
+  async #replace(policy: PolicyDocument, options: SetPolicyOptions): Promise<PolicyResult> {
+    const before = this.#store.current;
+    const statistics = options.statistics === undefined ? (before?.statistics ?? null) : options.statistics;
+    try {
+      return await this.#roll(this.#store.replace(policy, statistics));
+    } catch (error) {
+      if (error instanceof PolicyRefused) await this.#rollback(before);
+      throw error;
+    }
+  }
+
+  async #rollback(before: PolicyRevision | undefined): Promise<void> {
+    const restored = this.#store.rollback(before);
+    if (restored === undefined) return;
+    try {
+      await this.#roll(restored);
+    } catch (error) {
+      this.#logger.error({ err: error }, "the policy before could not be put back in force everywhere");
+    }
+  }
+
+  async #roll(revision: PolicyRevision): Promise<PolicyResult> {
+    if (this.#closing !== undefined) throw new ControlPlaneClosed();
+    const rollout = new Rollout(
+      () => this.#store.current?.revision ?? revision.revision,
+      this.link.engines.connected().map((engine) => engine.id),
+      this.#options.ackTimeoutMs ?? 30_000,
+    );
+    this.#rollout = { target: revision.revision, rollout };
+    this.publish({ type: "policy", ...revision });
+    this.link.deliver();
+    try {
+      return await rollout.result;
+    } finally {
+      this.#rollout = undefined;
+    }
+  }
+
+  async #close(): Promise<void> {
+    this.#rollout?.rollout.fail(new ControlPlaneClosed());
+    for (const waiter of [...this.#waiters]) waiter.reject(new ControlPlaneClosed());
+    await this.link.close();
+    for (const stream of [...this.#streams]) stream.end();
+  }
+}

@@ -1,0 +1,12 @@
+export type { ControlPlane, ControlPlaneOptions, SetPolicyOptions } from "./control-plane.ts";
+export { createControlPlane } from "./control-plane.ts";
+export type { CurveKeys, CurveOptions } from "./curve.ts";
+export { createCurveKeys } from "./curve.ts";
+export type { DropKind } from "./drops.ts";
+export * from "./errors.ts";
+export { checkPolicy, parsePolicy, preset } from "./policy.ts";
+export type { PolicyRevision } from "./policy-store.ts";
+export type { ReferenceSettings } from "./reference-env.ts";
+export { policyFromReference } from "./reference-env.ts";
+export * from "./stats/index.ts";
+export type * from "./types.ts";

@@ -1,0 +1,216 @@
+import { createHash } from "node:crypto";
+import { ModelGeometry } from "@triattn/protocol";
+import { z } from "zod";
+import { writeAtomically } from "./atomic.ts";
+import { StatisticsError } from "./errors.ts";
+import { fingerprint, type ModelIdentity } from "./fingerprint.ts";
+import { type RotaryParameters, rotaryFrequencies } from "./rotary.ts";
+import { encodeSafetensors, type Safetensors, withSafetensors } from "./safetensors.ts";
+
+export const STATISTICS_FORMAT = 1;
+const TENSORS = ["q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq"] as const;
+const REMEDY = "get the file again, or make it with `triattn calibrate`";
+
+/** The JSON under the key `triattn` of a statistics file's metadata; kernels/triattn/statistics.py writes the same. */
+export const StatisticsMetadata = z.strictObject({
+  format: z.literal(STATISTICS_FORMAT),
+  model: ModelGeometry,
+  identity: z.record(z.string(), z.unknown()).describe("What the fingerprint was taken over."),
+  sha256: z.string().describe("Over the tensors' bytes: q_mean_real, q_mean_imag, q_abs_mean, inv_freq."),
+  tokens: z.int().min(1).nullable().default(null),
+  source: z.string().default(""),
+  license: z.string().default(""),
+  created_by: z.string().default(""),
+});
+export type StatisticsMetadata = z.infer<typeof StatisticsMetadata>;
+
+/** Statistics per query head and band, row-major [layers, queryHeads, F], and the F frequencies. */
+export interface StatisticsTensors {
+  q_mean_real: Float32Array;
+  q_mean_imag: Float32Array;
+  q_abs_mean: Float32Array;
+  inv_freq: Float32Array;
+}
+
+function floats(data: Buffer): Float32Array {
+  const copy = new Uint8Array(data);
+  return new Float32Array(copy.buffer, 0, copy.length / 4);
+}
+
+function digest(tensors: StatisticsTensors): string {
+  const hash = createHash("sha256");
+  for (const name of TENSORS) {
+    const { buffer, byteOffset, byteLength } = tensors[name];
+    hash.update(Buffer.from(buffer, byteOffset, byteLength));
+  }
+  return hash.digest("hex");
+}
+
+function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
+  const text = file.metadata.triattn;
+  if (text === undefined) {
+    throw new StatisticsError(
+      "statistics",
+      path,
+      `a safetensors file, but not of triattn statistics; ${REMEDY}`,
+    );
+  }
+  let json: unknown;
+  try {
+    json = JSON.parse(text);
+  } catch {
+    throw new StatisticsError("metadata", path, `is not JSON; ${REMEDY}`);
+  }
+  const form = (json as { format?: unknown } | null)?.format;
+  if (form !== STATISTICS_FORMAT) {
+    const remedy = `this triattn reads format ${STATISTICS_FORMAT}; ${REMEDY}`;
+    throw new StatisticsError(`format of ${path}`, form ?? null, remedy);
+  }
+  const metadata = StatisticsMetadata.safeParse(json);
+  if (!metadata.success) {
+    throw new StatisticsError(`metadata of ${path}`, z.prettifyError(metadata.error), REMEDY);
+  }
+  const { model, identity } = metadata.data;
+  const own = fingerprint(identity);
+  if (own !== model.fingerprint) {
+    const remedy = `its own parameters give ${own}; ${REMEDY}`;
+    throw new StatisticsError(`fingerprint of ${path}`, model.fingerprint, remedy);
+  }
+  const { rotary } = identity as { rotary: Record<string, unknown> | null };
+  const pairs: [unknown, unknown][] = [
+    ...(["layers", "queryHeads", "kvHeads", "headDim"] as const).map((f): [unknown, unknown] => [
+      model[f],
+      identity[f],
+    ]),
+    ...(["type", "theta", "dim"] as const).map((f): [unknown, unknown] => [model.rotary?.[f], rotary?.[f]]),
+  ];
+  if (pairs.some(([a, b]) => a === undefined || a !== b)) {
+    const remedy = `differs from its own parameters ${JSON.stringify(identity)}; ${REMEDY}`;
+    throw new StatisticsError(`model of ${path}`, model, remedy);
+  }
+  return metadata.data;
+}
+
+function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: string): StatisticsTensors {
+  const { layers, queryHeads, rotary } = metadata.model;
+  const names = [...file.tensors.keys()].sort();
+  if (names.join() !== [...TENSORS].sort().join() || rotary === null) {
+    throw new StatisticsError(
+      `tensors of ${path}`,
+      names.join(", "),
+      `must be ${TENSORS.join(", ")}; ${REMEDY}`,
+    );
+  }
+  const bands = rotary.dim / 2;
+  const read = (name: (typeof TENSORS)[number]): Float32Array => {
+    const shape = name === "inv_freq" ? [bands] : [layers, queryHeads, bands];
+    const info = file.tensors.get(name);
+    if (info?.dtype !== "F32" || info.shape.join() !== shape.join()) {
+      const found = `${info?.dtype} [${info?.shape}]`;
+      throw new StatisticsError(`${name} of ${path}`, found, `must be F32 [${shape}]; ${REMEDY}`);
+    }
+    return floats(file.bytes(name));
+  };
+  return {
+    q_mean_real: read("q_mean_real"),
+    q_mean_imag: read("q_mean_imag"),
+    q_abs_mean: read("q_abs_mean"),
+    inv_freq: read("inv_freq"),
+  };
+}
+
+function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: string): void {
+  const found = digest(tensors);
+  if (found !== metadata.sha256) {
+    throw new StatisticsError(`sha256 of ${path}`, found, `the file says ${metadata.sha256}; ${REMEDY}`);
+  }
+  const { q_mean_real: real, q_mean_imag: imag, q_abs_mean: abs, inv_freq: inverse } = tensors;
+  for (const name of TENSORS) {
+    if (!tensors[name].every(Number.isFinite)) {
+      throw new StatisticsError(`${name} of ${path}`, "not finite", REMEDY);
+    }
+  }
+  // The length of a mean is at most the mean of lengths; what breaks that was never measured.
+  if (abs.some((a, i) => Math.hypot(real[i] as number, imag[i] as number) > a * 1.001 + 1e-6)) {
+    throw new StatisticsError(
+      `q_abs_mean of ${path}`,
+      "smaller than |q_mean|",
+      `impossible for means; ${REMEDY}`,
+    );
+  }
+  const own = rotaryFrequencies(metadata.identity.rotary as RotaryParameters);
+  const near = (a: number, b: number) => Math.abs(a - b) <= 1e-5 * b;
+  const scaling = metadata.model.rotary?.attentionScaling ?? 0;
+  if (!near(scaling, own.attentionScaling) || !inverse.every((v, f) => near(v, own.inverse[f] as number))) {
+    throw new StatisticsError(
+      `inv_freq of ${path}`,
+      "other frequencies",
+      `not of its own parameters; ${REMEDY}`,
+    );
+  }
+}
+
+/** Reads the metadata only, without verifying the tensors. */
+export function readStatisticsMetadata(path: string): StatisticsMetadata {
+  return withSafetensors(path, (file) => readMetadata(file, path));
+}
+
+/** Reads and verifies a statistics file. Throws StatisticsError for anything damaged, truncated or of another kind. */
+export function loadStatistics(path: string): { metadata: StatisticsMetadata; tensors: StatisticsTensors } {
+  return withSafetensors(path, (file) => {
+    const metadata = readMetadata(file, path);
+    const tensors = readTensors(file, metadata, path);
+    verify(tensors, metadata, path);
+    return { metadata, tensors };
+  });
+}
+
+/** Throws StatisticsError, with both fingerprints, unless statistics belong to the model. */
+export function checkStatistics(metadata: StatisticsMetadata, model: ModelGeometry, path: string): void {
+  const own = metadata.model;
+  const remedy = "run `triattn calibrate` on the model served";
+  const made = `${path} was made for ${own.name}, but the model served, ${model.name}, has`;
+  if (own.fingerprint !== model.fingerprint) {
+    const fields = ["layers", "queryHeads", "kvHeads", "headDim", "rotary"] as const;
+    const differ = fields
+      .filter((f) => JSON.stringify(own[f]) !== JSON.stringify(model[f]))
+      .map((f) => `${f} ${JSON.stringify(own[f])} and ${JSON.stringify(model[f])}`);
+    const what = differ.join("; ") || "hidden or vocabulary size, or scaling";
+    throw new StatisticsError(
+      "fingerprint",
+      own.fingerprint,
+      `${made} fingerprint ${model.fingerprint} (${what}); ${remedy}`,
+    );
+  }
+  if (own.weights !== null && model.weights !== null && own.weights !== model.weights) {
+    throw new StatisticsError(
+      "weights",
+      own.weights,
+      `${made} the same geometry (fingerprint ${model.fingerprint}) and other weights (${model.weights}); ${remedy}`,
+    );
+  }
+}
+
+/** Writes a statistics file whole or not at all, and verifies it before it appears. */
+export function saveStatistics(
+  path: string,
+  tensors: StatisticsTensors,
+  model: ModelGeometry,
+  identity: ModelIdentity,
+  origin: { tokens: number | null; source: string; license: string; created_by: string },
+): StatisticsMetadata {
+  const metadata: StatisticsMetadata = {
+    format: STATISTICS_FORMAT,
+    model,
+    identity: { ...identity },
+    sha256: digest(tensors),
+    ...origin,
+  };
+  const whole = [model.layers, model.queryHeads, tensors.inv_freq.length];
+  const data = encodeSafetensors(
+    TENSORS.map((name) => [name, name === "inv_freq" ? whole.slice(2) : whole, tensors[name]]),
+    { triattn: JSON.stringify(metadata) },
+  );
+  writeAtomically(path, data, (temporary) => loadStatistics(temporary));
+  return metadata;
+}

@@ -1,0 +1,145 @@
+import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { expect, test, vi } from "vitest";
+import { checkStatistics, loadStatistics, readStatisticsMetadata, StatisticsError } from "../../src/index.ts";
+import { modelGeometry } from "../../src/stats/fingerprint.ts";
+import { encodeSafetensors, withSafetensors } from "../../src/stats/safetensors.ts";
+import { temporaryDirectory } from "../helpers.ts";
+import { errorOf, saveTiny, tiny, tinyTensors } from "./helpers.ts";
+
+const disk = vi.hoisted(() => ({ full: false }));
+vi.mock("node:fs", async (original) => {
+  const fs = await original<typeof import("node:fs")>();
+  const writeSync = (...args: Parameters<typeof fs.writeSync>) => {
+    if (!disk.full) return fs.writeSync(...args);
+    throw Object.assign(new Error("ENOSPC: no space left on device, write"), { code: "ENOSPC" });
+  };
+  return { ...fs, writeSync };
+});
+
+function saved(): string {
+  const path = join(temporaryDirectory(), "tiny.safetensors");
+  saveTiny(path);
+  return path;
+}
+
+test("round trip", () => {
+  const path = saved();
+  const { metadata, tensors } = loadStatistics(path);
+  expect(tensors).toStrictEqual(tinyTensors());
+  expect(metadata.model).toStrictEqual(modelGeometry(tiny, "tiny", null));
+  expect(readStatisticsMetadata(path)).toStrictEqual(metadata);
+});
+
+test("every truncation is refused", () => {
+  const path = saved();
+  const data = readFileSync(path);
+  for (let length = data.length - 1; length >= 0; length -= 13) {
+    truncateSync(path, length);
+    expect(errorOf(() => loadStatistics(path))).toBeInstanceOf(StatisticsError);
+  }
+  writeFileSync(path, Buffer.concat([data, Buffer.from("x")]));
+  expect(errorOf(() => loadStatistics(path)).message).toContain("bytes after the last tensor");
+});
+
+test("changed bytes are refused, or change nothing but free text", () => {
+  const path = saved();
+  const data = readFileSync(path);
+  const whole = loadStatistics(path);
+  const start = 8 + Number(data.readBigUInt64LE());
+  for (let at = 0; at < data.length; at += 3) {
+    const damaged = Buffer.from(data);
+    damaged.writeUInt8(damaged.readUInt8(at) ^ 1, at);
+    writeFileSync(path, damaged);
+    let found: ReturnType<typeof loadStatistics>;
+    try {
+      found = loadStatistics(path);
+    } catch (error) {
+      expect(error).toBeInstanceOf(StatisticsError);
+      continue;
+    }
+    expect(at).toBeLessThan(start);
+    expect(found.tensors).toStrictEqual(whole.tensors);
+    expect({ ...found.metadata.model, name: "" }).toStrictEqual({ ...whole.metadata.model, name: "" });
+  }
+});
+
+const header = (tensors: object, size = 8): Buffer => {
+  const text = Buffer.from(JSON.stringify(tensors));
+  const length = Buffer.alloc(8);
+  length.writeBigUInt64LE(BigInt(text.length));
+  return Buffer.concat([length, text, Buffer.alloc(size)]);
+};
+const F32 = (from: number, to: number, shape = [(to - from) / 4]) => ({
+  dtype: "F32",
+  shape,
+  data_offsets: [from, to],
+});
+
+test.each([
+  ["overlap", header({ a: F32(0, 8), b: F32(4, 8) }), "should begin at 8"],
+  ["gap", header({ a: F32(0, 4), b: F32(8, 12) }, 12), "should begin at 4"],
+  ["wrong span", header({ a: F32(0, 8, [3]) }), "should span 12"],
+  ["beyond the end", header({ a: F32(0, 16) }), "is truncated"],
+  ["unknown dtype", header({ a: { ...F32(0, 8), dtype: "F7" } }), "is unknown"],
+  ["negative offset", header({ a: { ...F32(0, 8), data_offsets: [-8, 0] } }), "badly described"],
+  ["no shape", header({ a: { dtype: "F32", data_offsets: [0, 8] } }), "badly described"],
+  ["metadata that is no text", header({ __metadata__: { a: 1 }, b: F32(0, 8) }), "is not text"],
+  ["array", header([1, 2]), "is not an object"],
+  ["huge header", Buffer.from("ffffffffffffff7f00", "hex"), "no header"],
+  ["other kind of file", Buffer.from("PK\x03\x04 something else entirely"), "no header"],
+  ["empty", Buffer.alloc(0), "no header"],
+])("a safetensors file with %s is refused", (_, data, words) => {
+  const path = join(temporaryDirectory(), "x.safetensors");
+  writeFileSync(path, data);
+  const error = errorOf(() => withSafetensors(path, () => 0));
+  expect(error).toBeInstanceOf(StatisticsError);
+  expect(error.message).toContain(words);
+});
+
+test("a file of other tensors, a missing file, a directory", () => {
+  const directory = temporaryDirectory();
+  const path = join(directory, "x.safetensors");
+  writeFileSync(path, encodeSafetensors([["weight", [2], new Float32Array(2)]], { format: "pt" }));
+  expect(errorOf(() => loadStatistics(path)).message).toContain("not of triattn statistics");
+  expect(errorOf(() => loadStatistics(join(directory, "missing"))).message).toContain(
+    "cannot be read (ENOENT)",
+  );
+  expect(errorOf(() => loadStatistics(directory)).message).toContain("is not a file");
+});
+
+test("another model is refused with both fingerprints, other weights with both digests", () => {
+  const { metadata } = loadStatistics(saved());
+  const own = metadata.model;
+  checkStatistics(metadata, { ...own, name: "same thing" }, "f");
+  const other = modelGeometry({ ...tiny, num_hidden_layers: 3 }, "other", null);
+  const error = errorOf(() => checkStatistics(metadata, other, "f"));
+  for (const part of [own.fingerprint, other.fingerprint, "tiny", "other", "layers 2 and 3"]) {
+    expect(error.message).toContain(part);
+  }
+  const vocabulary = modelGeometry({ ...tiny, vocab_size: 101 }, "other", null);
+  expect(errorOf(() => checkStatistics(metadata, vocabulary, "f")).message).toContain(vocabulary.fingerprint);
+  const measured = { ...metadata, model: { ...own, weights: "aaa" } };
+  checkStatistics(measured, { ...own, weights: null }, "f");
+  const fine = errorOf(() => checkStatistics(measured, { ...own, weights: "bbb" }, "f"));
+  expect(fine.field).toBe("weights");
+  expect(fine.message).toMatch(/aaa.*bbb/s);
+});
+
+test("a write that fails leaves what was there, and nothing else", () => {
+  const path = saved();
+  const directory = join(path, "..");
+  const before = readFileSync(path);
+  disk.full = true;
+  const error = errorOf(() => saveTiny(path, { name: "other" }));
+  disk.full = false;
+  expect(error).toBeInstanceOf(StatisticsError);
+  expect(error.message).toContain("no space left");
+  expect(errorOf(() => saveTiny(join(directory, "missing", "x"))).message).toContain(
+    "cannot be written (ENOENT)",
+  );
+  const impossible = { ...tinyTensors(), q_abs_mean: new Float32Array(32) };
+  expect(errorOf(() => saveTiny(path, { tensors: impossible })).message).toContain("impossible for means");
+  expect(readFileSync(path)).toStrictEqual(before);
+  expect(readdirSync(directory)).toStrictEqual(["tiny.safetensors"]);
+});
