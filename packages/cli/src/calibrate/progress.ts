@@ -1,0 +1,63 @@
+import type { CalibrationProgress } from "./messages.ts";
+
+const PHASES = { load: "loading the model", measure: "measuring", write: "writing" } as const;
+
+function duration(seconds: number): string {
+  const whole = Math.round(seconds);
+  if (whole < 60) return `${whole} s`;
+  return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+}
+
+/** Rate (tokens a second) and rest (seconds) of the measuring, from its first report on. */
+export class Rate {
+  private start: { at: number; done: number } | null = null;
+  private readonly now: () => number;
+
+  constructor(now: () => number = () => performance.now() / 1000) {
+    this.now = now;
+  }
+
+  /** Null until there are two reports to compare. */
+  update({ done, total }: CalibrationProgress): { tokensPerSecond: number; secondsLeft: number } | null {
+    const at = this.now();
+    this.start ??= { at, done };
+    const elapsed = at - this.start.at;
+    if (elapsed <= 0 || done <= this.start.done) return null;
+    const tokensPerSecond = (done - this.start.done) / elapsed;
+    return { tokensPerSecond, secondsLeft: (total - done) / tokensPerSecond };
+  }
+}
+
+interface Output {
+  readonly isTTY?: boolean;
+  write(text: string): unknown;
+}
+
+/** Reports on a terminal in one line that changes; elsewhere in a line for each phase and each tenth. */
+export function progressReporter(
+  output: Output,
+  now?: () => number,
+): (progress: CalibrationProgress) => void {
+  const rate = new Rate(now);
+  let last = "";
+  let tenth = -1;
+  return (progress) => {
+    const { phase, done, total } = progress;
+    let text: string = PHASES[phase];
+    if (phase === "measure") {
+      text += ` ${done} of ${total} tokens`;
+      const speed = rate.update(progress);
+      if (speed !== null) {
+        text += `, ${speed.tokensPerSecond.toFixed(0)} tokens/s, ${duration(speed.secondsLeft)} left`;
+      }
+    }
+    if (output.isTTY === true) {
+      output.write(`\r\x1b[2K${text}${phase === "write" && done === total ? "\n" : ""}`);
+      return;
+    }
+    const part = phase === "measure" ? Math.floor((10 * done) / Math.max(total, 1)) : -1;
+    if (phase !== last || part > tenth) output.write(`${text}\n`);
+    last = phase;
+    tenth = part;
+  };
+}

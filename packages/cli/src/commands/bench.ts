@@ -1,0 +1,179 @@
+import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { delimiter, join } from "node:path";
+import { ConfigError } from "@triattn/control";
+import { Command } from "commander";
+import { plot } from "../bench/plot.ts";
+import { merge, table } from "../bench/report.ts";
+import { runModule } from "../bench/run.ts";
+import { Measurement, type Report } from "../bench/schema.ts";
+import { onDisk } from "../errors.ts";
+import { pluginDirectory } from "../package.ts";
+import { findEngine } from "../serve/python.ts";
+import { wholeNumber } from "./serve.ts";
+
+const PLAIN: ReadonlySet<string> = new Set(["bound", "full"]);
+
+interface EngineFlags {
+  model: string;
+  arms: string[];
+  budget: string[];
+  generation: string[];
+  requests: number;
+  interval: number;
+  rounds: number;
+  turns: number;
+  engine?: string;
+  stats?: string;
+  python?: string;
+  out?: string;
+  json?: boolean;
+}
+
+function whole(flag: string, texts: readonly string[]): number[] {
+  return texts.map(wholeNumber(flag, 1));
+}
+
+function extraEngineArguments(text: string | undefined): Record<string, unknown> {
+  if (text === undefined) return {};
+  try {
+    const value: unknown = JSON.parse(text);
+    if (typeof value === "object" && value !== null && !Array.isArray(value))
+      return value as Record<string, unknown>;
+  } catch {
+    // Said below.
+  }
+  throw new ConfigError(
+    "--engine",
+    text,
+    'a JSON object of engine arguments, such as {"max_model_len": 8192}',
+  );
+}
+
+/** Writes the report and its plot beside it, each whole or not at all. */
+async function save(path: string, report: Report): Promise<void> {
+  const files = {
+    [path]: `${JSON.stringify(report, null, 2)}\n`,
+    [`${path.replace(/\.json$/, "")}.svg`]: plot(report),
+  };
+  for (const [file, text] of Object.entries(files)) {
+    await onDisk(file, () => {
+      writeFileSync(`${file}.part`, text);
+      renameSync(`${file}.part`, file);
+    });
+  }
+}
+
+async function finish(report: Report, flags: { out?: string; json?: boolean }): Promise<void> {
+  if (flags.out !== undefined) await save(flags.out, report);
+  process.stdout.write(`${flags.json ? JSON.stringify(report) : table(report)}\n`);
+}
+
+function engineBench(): Command {
+  return new Command("engine")
+    .description(
+      "decode throughput of a real engine, arms side by side; random weights unless told otherwise",
+    )
+    .option("--model <shape>", "qwen3-8b, qwen3-14b or tiny", "qwen3-8b")
+    .option(
+      "--arms <name...>",
+      "full: nothing compressed, cache full; bound: the engine as it is on sequences that really are as long as " +
+        "compressed ones; idle: the plugin loaded, nothing compressed; or any policy",
+      ["bound", "full", "idle", "random", "triattention"],
+    )
+    .option("--budget <tokens...>", "budgets", ["2048"])
+    .option("--generation <tokens...>", "lengths that requests of the full arm grow to", ["16384", "32768"])
+    .option("--requests <n>", "running requests", wholeNumber("--requests", 1), 340)
+    .option("--interval <tokens>", "interval of the policy", wholeNumber("--interval", 1), 128)
+    .option("--rounds <n>", "rounds of every request before measuring", wholeNumber("--rounds", 1), 10)
+    .option(
+      "--turns <n>",
+      "windows measured of each policy, in alternating order",
+      wholeNumber("--turns", 1),
+      3,
+    )
+    .option("--engine <json>", "engine arguments, as JSON")
+    .option("--stats <file>", "statistics of the shape (default: random ones, which cost the same)")
+    .option("--python <path>", "the Python that has the engine")
+    .option("--out <file>", "write the report here as JSON, and a plot beside it")
+    .option("--json", "print the report as one line of JSON")
+    .action(async (flags: EngineFlags) => {
+      const { python } = await findEngine(flags.python);
+      const path = [await pluginDirectory(), process.env.PYTHONPATH].filter(Boolean).join(delimiter);
+      const environment = { ...process.env, PYTHONPATH: path, PYTHONUNBUFFERED: "1" };
+      const scratch = await onDisk(tmpdir(), () => mkdtempSync(join(tmpdir(), "triattn-bench-")));
+      const options = {
+        model: flags.model,
+        scratch,
+        requests: flags.requests,
+        interval: flags.interval,
+        rounds: flags.rounds,
+        turns: flags.turns,
+        budgets: whole("--budget", flags.budget),
+        generations: whole("--generation", flags.generation),
+        engine: extraEngineArguments(flags.engine),
+        statistics: flags.stats ?? null,
+      };
+      const parts = [flags.arms.filter((arm) => PLAIN.has(arm)), flags.arms.filter((arm) => !PLAIN.has(arm))];
+      const measurements: Measurement[] = [];
+      const stop = new AbortController();
+      const onSignal = () => stop.abort();
+      process.once("SIGINT", onSignal).once("SIGTERM", onSignal);
+      try {
+        for (const arms of parts.filter((part) => part.length > 0)) {
+          const result = await runModule(
+            python,
+            "triattn.bench.engine",
+            [JSON.stringify({ ...options, arms })],
+            environment,
+            (line) => process.stderr.write(`${line}\n`),
+            stop.signal,
+          );
+          measurements.push(Measurement.parse(result));
+        }
+      } finally {
+        process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
+        rmSync(scratch, { recursive: true, force: true });
+      }
+      await finish(merge(["triattn", ...process.argv.slice(2)].join(" "), measurements), flags);
+    });
+}
+
+function mergeBench(): Command {
+  return new Command("merge")
+    .description(
+      "put results of `python -m triattn.bench.engine`, measured where there is no Node, into one report",
+    )
+    .argument("<files...>", "results, one JSON object a file")
+    .option("--command <text>", "the commands that made them", "python -m triattn.bench.engine")
+    .option("--kernels <file>", "result of `python -m triattn.bench.rounds`")
+    .option("--out <file>", "write the report here as JSON, and a plot beside it")
+    .option("--json", "print the report as one line of JSON")
+    .action(
+      async (files: string[], flags: { command: string; kernels?: string; out?: string; json?: boolean }) => {
+        const read = (file: string): unknown => {
+          try {
+            return JSON.parse(readFileSync(file, "utf8"));
+          } catch (error) {
+            throw new ConfigError("file", file, `a JSON file that can be read (${(error as Error).message})`);
+          }
+        };
+        const measurements = files.map((file) => {
+          const parsed = Measurement.safeParse(read(file));
+          if (!parsed.success)
+            throw new ConfigError("file", file, parsed.error.issues[0]?.message ?? "not a result");
+          return parsed.data;
+        });
+        const kernels = flags.kernels === undefined ? [] : ([] as unknown[]).concat(read(flags.kernels));
+        await finish(merge(flags.command, measurements, kernels), flags);
+      },
+    );
+}
+
+/** `triattn bench`: measure an engine with and without triattn. */
+export function benchCommand(): Command {
+  return new Command("bench")
+    .description("Measure throughput with and without triattn, side by side.")
+    .addCommand(engineBench())
+    .addCommand(mergeBench());
+}

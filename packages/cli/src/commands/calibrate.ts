@@ -1,0 +1,111 @@
+import { mkdirSync } from "node:fs";
+import { delimiter, dirname, join, resolve } from "node:path";
+import { ConfigError, userStatisticsDirectory } from "@triattn/control";
+import { Command } from "commander";
+import { z } from "zod";
+import { progressReporter, Rate } from "../calibrate/progress.ts";
+import { CalibrationFailed, runCalibration } from "../calibrate/run.ts";
+import { onDisk } from "../errors.ts";
+import { pluginDirectory } from "../package.ts";
+import { findEngine } from "../serve/python.ts";
+import { statisticsFileName } from "./stats.ts";
+
+const whole = z
+  .string()
+  .regex(/^[0-9]{1,9}$/, "must be a whole number")
+  .transform(Number)
+  .pipe(z.int().min(2));
+
+const Options = z.strictObject({
+  out: z.string().min(1).optional(),
+  text: z.array(z.string()).optional(),
+  tokens: whole.optional(),
+  window: whole.optional(),
+  device: z.string().min(1).optional(),
+  dtype: z.enum(["auto", "float32", "bfloat16", "float16"]).optional(),
+  name: z.string().min(1).optional(),
+  license: z.string().optional(),
+  python: z.string().min(1).optional(),
+  json: z.boolean().default(false),
+});
+
+function parse(given: unknown): z.infer<typeof Options> {
+  const parsed = Options.safeParse(given);
+  if (parsed.success) return parsed.data;
+  const [issue] = parsed.error.issues;
+  const field = String(issue?.path[0] ?? "options");
+  throw new ConfigError(
+    `--${field}`,
+    (given as Record<string, unknown>)[field],
+    issue?.message ?? "cannot be used",
+  );
+}
+
+async function calibrate(model: string, given: unknown): Promise<void> {
+  const options = parse(given);
+  const { json, python: named, text = [], out: wanted, ...rest } = options;
+  const out = resolve(wanted ?? join(userStatisticsDirectory(), statisticsFileName(options.name ?? model)));
+  if (wanted === undefined) await onDisk(out, () => mkdirSync(dirname(out), { recursive: true }));
+  const { python } = await findEngine(named);
+  const path = [await pluginDirectory(), process.env.PYTHONPATH].filter(Boolean).join(delimiter);
+  const flags = Object.entries(rest).flatMap(([name, value]) => [`--${name}`, String(value)]);
+  const files = text.length > 0 ? ["--text", ...text] : [];
+
+  const rate = new Rate();
+  const line = (value: unknown) => process.stdout.write(`${JSON.stringify(value)}\n`);
+  const report = json
+    ? (progress: Parameters<Rate["update"]>[0]) =>
+        line({ ...progress, ...(progress.phase === "measure" ? rate.update(progress) : null) })
+    : progressReporter(process.stderr);
+
+  const controller = new AbortController();
+  let stopped: NodeJS.Signals | null = null;
+  const stop = (signal: NodeJS.Signals) => {
+    stopped = signal;
+    controller.abort();
+  };
+  process.on("SIGINT", stop).on("SIGTERM", stop);
+  try {
+    const args = [model, "--out", out, ...flags, ...files];
+    const environment = { ...process.env, PYTHONPATH: path };
+    const result = await runCalibration(python, args, environment, report, controller.signal);
+    if (json) line(result);
+    else {
+      process.stdout.write(
+        `${out}: statistics of ${result.model} over ${result.tokens} tokens, fingerprint ${result.fingerprint}\n`,
+      );
+    }
+  } catch (error) {
+    if (stopped === null || !(error instanceof CalibrationFailed)) throw error;
+    process.exitCode = stopped === "SIGINT" ? 130 : 143;
+  } finally {
+    process.off("SIGINT", stop).off("SIGTERM", stop);
+  }
+}
+
+/** `triattn calibrate`: measures the statistics of a model's queries. */
+export function calibrateCommand(): Command {
+  return new Command("calibrate")
+    .description("measure the query statistics of a model, which policies with trig or norm terms need")
+    .argument(
+      "<model>",
+      "directory of a Hugging Face causal language model with rotary attention, or its hub name",
+    )
+    .option("--out <file>", "file to write (default: in your own library, where serve finds it)")
+    .option("--text <file...>", "UTF-8 text to measure on (default: text that comes with triattn)")
+    .option("--tokens <n>", "tokens to measure (default: all of the text)")
+    .option("--window <n>", "tokens run at once (default: 2048)")
+    .option("--device <device>", "cpu, cuda, cuda:1, … (default: cuda where there is one)")
+    .option(
+      "--dtype <dtype>",
+      "float32, bfloat16 or float16 (default: float32 on a CPU, else the checkpoint's)",
+    )
+    .option("--name <name>", "the model's name in the file (default: the directory's)")
+    .option("--license <text>", "licence of the statistics, noted in the file")
+    .option(
+      "--python <path>",
+      "interpreter or environment that has torch and transformers (default: the engine's)",
+    )
+    .option("--json", "lines of JSON on standard output, the result last")
+    .action(calibrate);
+}

@@ -1,0 +1,120 @@
+import { ConfigError } from "@triattn/control";
+import { Command, Option } from "commander";
+import { ExitCode } from "../errors.ts";
+import { describe, explain, jsonOutput, type Output, textOutput, toJson } from "../serve/output.ts";
+import { prepare, type ServePlan } from "../serve/prepare.ts";
+import { start } from "../serve/serve.ts";
+import { onSignals, signalCode } from "../serve/signals.ts";
+
+interface Flags {
+  budget?: number;
+  interval?: number;
+  policy?: string;
+  stats?: string;
+  backend?: "vllm";
+  python?: string;
+  dryRun?: boolean;
+  json?: boolean;
+}
+
+/** A whole number ≥ `least`, for commander. */
+export function wholeNumber(flag: string, least: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < least) {
+      throw new ConfigError(flag, text, `a whole number of at least ${least}`);
+    }
+    return value;
+  };
+}
+
+export function serveCommand(): Command {
+  return new Command("serve")
+    .description("Serve a model with vLLM, each request's KV cache kept inside a budget.")
+    .argument("<model>", "a model directory, or a name on the Hugging Face hub")
+    .argument(
+      "[engine flags...]",
+      "after --: flags of the engine, passed through untouched (--port 0: a free port)",
+    )
+    .option(
+      "--budget <tokens>",
+      "resident tokens of a request after a round; 0 never compresses",
+      wholeNumber("--budget", 0),
+    )
+    .option(
+      "--interval <tokens>",
+      "a round fires at budget + interval resident tokens",
+      wholeNumber("--interval", 1),
+    )
+    .option(
+      "--policy <name|file>",
+      "a preset or a JSON file (default: triattention, or the TRIATTN_RUNTIME_* variables)",
+    )
+    .option(
+      "--stats <file|name>",
+      "statistics of the model's queries (default: those that belong to the model)",
+    )
+    .addOption(new Option("--backend <engine>", "the engine").choices(["vllm"]).default("vllm"))
+    .option("--python <path>", "the Python that has the engine, or its environment's directory")
+    .option("--dry-run", "check everything, print what would run, start nothing")
+    .option("--json", "print events as JSON, one a line, on stdout; the engine's log goes to stderr")
+    .addHelpText(
+      "after",
+      `
+Exit codes: 0 ended by itself without error; 2 a flag, policy, budget or statistics file cannot be used;
+3 Python or the engine is missing, a port is taken, a disk is full; 4 the engine died;
+130, 143, 129 stopped by SIGINT, SIGTERM, SIGHUP; 1 anything else.
+
+Engine flags come after --. Example:
+  triattn serve Qwen/Qwen3-8B --budget 2048 -- --port 8001 --max-model-len 32768`,
+    )
+    .action(async (model: string, engineFlags: string[], flags: Flags) => {
+      const output = flags.json ? jsonOutput : textOutput;
+      const plan = await prepare({
+        model,
+        policy: flags.policy,
+        budget: flags.budget,
+        interval: flags.interval,
+        statistics: flags.stats,
+        backend: flags.backend,
+        python: flags.python,
+        engineFlags,
+      });
+      if (flags.dryRun) {
+        process.stdout.write(`${flags.json ? toJson(describe(plan)) : explain(plan)}\n`);
+        return;
+      }
+      process.exitCode = await run(plan, output);
+    });
+}
+
+/** Serves until a signal or the engine's end; the exit code. Throws when it does not come up, or dies. */
+async function run(plan: ServePlan, output: Output): Promise<number> {
+  output.starting(plan);
+  const served = await start(plan, { onLine: output.line });
+  let stoppedBy: NodeJS.Signals | undefined;
+  const unlisten = onSignals(
+    (signal) => {
+      stoppedBy = signal;
+      output.stopping(signal);
+      void served.stop();
+    },
+    () => void served.kill(),
+  );
+  try {
+    await served.ready.then(
+      () => output.ready(served),
+      async (error) => {
+        await served.exited;
+        if (stoppedBy === undefined) throw error;
+      },
+    );
+    const exit = await served.exited;
+    output.stopped(exit);
+    if (stoppedBy !== undefined) return signalCode(stoppedBy);
+    if (exit.code !== 0) throw served.died(exit);
+    return ExitCode.ok;
+  } finally {
+    unlisten();
+  }
+}

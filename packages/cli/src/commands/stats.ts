@@ -1,0 +1,196 @@
+import { mkdirSync } from "node:fs";
+import { join, resolve } from "node:path";
+import {
+  importReference,
+  loadStatistics,
+  type StatisticsEntry,
+  StatisticsLibrary,
+  type StatisticsMetadata,
+  type StatisticsTensors,
+  userStatisticsDirectory,
+} from "@triattn/control";
+import { Command } from "commander";
+import { onDisk } from "../errors.ts";
+
+interface Format {
+  json?: boolean;
+}
+
+const print = (text: string): void => {
+  process.stdout.write(`${text}\n`);
+};
+const printJson = (value: unknown): void => print(JSON.stringify(value));
+
+/** Rows of text as columns of equal width. */
+export function columns(rows: readonly (readonly string[])[]): string {
+  const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
+  return rows
+    .map((row) =>
+      row
+        .map((cell, i) => cell.padEnd(widths[i] ?? 0))
+        .join("  ")
+        .trimEnd(),
+    )
+    .join("\n");
+}
+
+/** A file name for a model's statistics: the last part of its name, in small letters. */
+export function statisticsFileName(model: string): string {
+  const last = model.split(/[\\/]/).filter(Boolean).at(-1) ?? model;
+  return `${
+    last
+      .toLowerCase()
+      .replaceAll(/[^a-z0-9._-]+/g, "-")
+      .replace(/^[._-]+/, "") || "model"
+  }.safetensors`;
+}
+
+/** |E q| / E |q|, averaged over bands: 1 when the queries of a head always point the same way. */
+function concentration(
+  { q_mean_real: re, q_mean_imag: im, q_abs_mean: abs }: StatisticsTensors,
+  layers: number,
+) {
+  const size = abs.length / layers;
+  const mean = (from: number, to: number): number => {
+    let sum = 0;
+    for (let i = from; i < to; i++) {
+      sum += Math.hypot(re[i] as number, im[i] as number) / Math.max(abs[i] as number, 1e-30);
+    }
+    return Number((sum / (to - from)).toFixed(4));
+  };
+  const perLayer = Array.from({ length: layers }, (_, layer) => mean(layer * size, (layer + 1) * size));
+  return { mean: mean(0, abs.length), perLayer };
+}
+
+function describe(path: string, metadata: StatisticsMetadata): [string, string][] {
+  const { model, tokens, source, license, created_by: by } = metadata;
+  const rotary = model.rotary;
+  return [
+    ["file", path],
+    ["model", model.name],
+    ["fingerprint", model.fingerprint],
+    ["weights", model.weights ?? "not known"],
+    ["geometry", `${model.layers} layers, ${model.queryHeads}/${model.kvHeads} heads of ${model.headDim}`],
+    [
+      "rotary",
+      rotary ? `${rotary.type}, theta ${rotary.theta}, ${rotary.dim} dimensions, ${rotary.pairing}` : "",
+    ],
+    ["tokens", tokens === null ? "not known" : String(tokens)],
+    ["source", source],
+    ["licence", license || "not stated"],
+    ["made by", by],
+  ];
+}
+
+function list({ json }: Format): void {
+  const { entries } = new StatisticsLibrary();
+  if (json) {
+    printJson({ statistics: entries });
+    return;
+  }
+  const row = (e: StatisticsEntry) => [
+    e.name,
+    e.models.join(", "),
+    String(e.tokens ?? "-"),
+    e.fingerprint,
+    e.origin,
+  ];
+  print(columns([["NAME", "MODEL", "TOKENS", "FINGERPRINT", "ORIGIN"], ...entries.map(row)]));
+}
+
+function locate(nameOrPath: string): string {
+  const found = new StatisticsLibrary().find(nameOrPath);
+  return typeof found === "string" ? resolve(found) : found.path;
+}
+
+function show(nameOrPath: string, { json }: Format): void {
+  const path = locate(nameOrPath);
+  const { metadata, tensors } = loadStatistics(path);
+  const measured = concentration(tensors, metadata.model.layers);
+  if (json) {
+    printJson({ path, ...metadata, concentration: measured });
+    return;
+  }
+  const rows = describe(path, metadata);
+  const layers = measured.perLayer.map((value) => value.toFixed(2)).join(" ");
+  rows.push(["concentration", `${measured.mean} on average; by layer ${layers}`]);
+  print(columns(rows));
+}
+
+function verify(nameOrPath: string, { json, model }: Format & { model?: string }): void {
+  const library = new StatisticsLibrary();
+  const found = library.find(nameOrPath);
+  const path = typeof found === "string" ? resolve(found) : found.path;
+  const matched = model === undefined ? null : library.use(path, model);
+  const { metadata } = matched ?? loadStatistics(path);
+  const { fingerprint, name } = metadata.model;
+  // A model that is not on this machine cannot be compared; the engine does it when it has loaded one.
+  const compared = matched === null ? null : matched.model !== null;
+  if (json) {
+    printJson({ path, ok: true, model: name, fingerprint, comparedWithModel: compared });
+    return;
+  }
+  print(`${path}: whole, for ${name}, fingerprint ${fingerprint}`);
+  if (compared === true) print(`they belong to ${model}`);
+  if (compared === false) print(`${model} is not on this machine, so it was not compared`);
+}
+
+interface ImportFlags extends Format {
+  model: string;
+  out?: string;
+  name?: string;
+  source?: string;
+  license?: string;
+}
+
+async function importFile(file: string, flags: ImportFlags): Promise<void> {
+  const { model, json, out: wanted, ...rest } = flags;
+  const directory = userStatisticsDirectory();
+  if (wanted === undefined) await onDisk(directory, () => mkdirSync(directory, { recursive: true }));
+  let out = "";
+  const place = (name: string) => {
+    out = resolve(wanted ?? join(directory, statisticsFileName(name)));
+    return out;
+  };
+  const metadata = await importReference({ file, config: model, out: place, ...rest });
+  if (json) printJson({ path: out, ...metadata });
+  else print(columns(describe(out, metadata)));
+}
+
+/** `triattn stats`: the statistics on this machine. */
+export function statsCommand(): Command {
+  const command = new Command("stats").description(
+    "statistics of models' queries: list, show, import, verify",
+  );
+  const json = ["--json", "one line of JSON on standard output"] as const;
+  command
+    .command("list")
+    .description("the statistics that ship with triattn and your own")
+    .option(...json)
+    .action(list);
+  command
+    .command("show")
+    .description("what a statistics file holds")
+    .argument("<statistics>", "name or file")
+    .option(...json)
+    .action(show);
+  command
+    .command("import")
+    .description("convert statistics of the reference implementation (.pt); nothing in the file is executed")
+    .argument("<file>", "file of torch.save")
+    .requiredOption("--model <path>", "directory or config.json of the model they were measured on")
+    .option("--out <file>", "file to write (default: in your own library)")
+    .option("--name <name>", "the model's name on the hub (default: as in the file or the configuration)")
+    .option("--source <text>", "where the statistics come from, noted in the file")
+    .option("--license <text>", "their licence, noted in the file")
+    .option(...json)
+    .action(importFile);
+  command
+    .command("verify")
+    .description("check that a statistics file is whole, and belongs to a model")
+    .argument("<statistics>", "name or file")
+    .option("--model <model>", "directory or hub name of the model to compare with")
+    .option(...json)
+    .action(verify);
+  return command;
+}

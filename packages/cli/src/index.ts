@@ -1,0 +1,15 @@
+export * from "@triattn/control";
+export type {
+  Counters,
+  EngineEvent,
+  ModelGeometry,
+  PolicyDocument,
+  PolicyInput,
+  PresetName,
+} from "@triattn/protocol";
+export { EngineDied, EnvironmentError } from "./errors.ts";
+export { version } from "./package.ts";
+export type { EngineExit, EngineState, Stream } from "./serve/engine-process.ts";
+export { prepare, type ServeOptions, type ServePlan } from "./serve/prepare.ts";
+export type { EngineEnvironment } from "./serve/python.ts";
+export { type Served, type StartOptions, serve, start } from "./serve/serve.ts";

@@ -1,0 +1,67 @@
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join } from "node:path";
+import { onDisk } from "./errors.ts";
+
+function locate(start: string): { directory: string; version: string } {
+  for (let at = start; ; at = dirname(at)) {
+    const file = join(at, "package.json");
+    if (existsSync(file)) {
+      const { name, version } = JSON.parse(readFileSync(file, "utf8")) as { name?: string; version?: string };
+      if (name === "triattn" && version !== undefined) return { directory: at, version };
+    }
+    if (dirname(at) === at) throw new Error(`package.json of triattn not found above ${start}`);
+  }
+}
+
+const own = locate(import.meta.dirname);
+
+/** This package's version; the Python package's is the same. */
+export const version = own.version;
+
+/** The root of the clone that this runs from; undefined when it was installed from npm. */
+export const cloneRoot: string | undefined = (() => {
+  const root = dirname(dirname(own.directory));
+  return existsSync(join(root, "kernels", "triattn", "launch.py")) ? root : undefined;
+})();
+
+/** The directory that holds the Python package `triattn`, as it came with this one. */
+export const pythonRoot =
+  cloneRoot === undefined ? join(own.directory, "python") : join(cloneRoot, "kernels");
+
+const ENTRY_POINTS = `[vllm.general_plugins]
+triattn = triattn.engines.vllm.plugin:register
+`;
+
+/** Writes the metadata by which Python finds the plugin of the package in `directory`, where it is missing. */
+export function writeDistInfo(directory: string): void {
+  const name = `triattn-${version}.dist-info`;
+  for (const old of readdirSync(directory)) {
+    if (/^triattn-.*\.dist-info$/.test(old) && old !== name)
+      rmSync(join(directory, old), { recursive: true });
+  }
+  if (existsSync(join(directory, name, "entry_points.txt"))) return;
+  const temporary = mkdtempSync(join(directory, ".dist-info-"));
+  writeFileSync(join(temporary, "METADATA"), `Metadata-Version: 2.1\nName: triattn\nVersion: ${version}\n`);
+  writeFileSync(join(temporary, "entry_points.txt"), ENTRY_POINTS);
+  try {
+    renameSync(temporary, join(directory, name));
+  } catch (error) {
+    rmSync(temporary, { recursive: true, force: true });
+    // Another process was first.
+    if (!existsSync(join(directory, name, "entry_points.txt"))) throw error;
+  }
+}
+
+/** The directory to put on an engine's PYTHONPATH: the package, and the entry point that vLLM looks for. */
+export async function pluginDirectory(): Promise<string> {
+  await onDisk(pythonRoot, () => writeDistInfo(pythonRoot));
+  return pythonRoot;
+}

@@ -1,0 +1,20 @@
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { referenceEnvironment } from "@triattn/protocol";
+import { expect, test } from "vitest";
+import { ExitCode } from "../src/errors.ts";
+import { createProgram } from "../src/program.ts";
+import { root } from "./helpers.ts";
+
+const text = readFileSync(join(root, "docs", "command-line.md"), "utf8");
+
+test("docs/command-line.md names every flag, exit code and variable", () => {
+  for (const name of ["serve", "demo"]) {
+    const command = createProgram().commands.find((one) => one.name() === name);
+    const section = text.slice(text.indexOf(`## triattn ${name}`));
+    const synopsis = section.slice(0, section.indexOf("```", section.indexOf("```") + 3));
+    for (const { long } of command?.options ?? []) expect(synopsis).toContain(`[${long}`);
+  }
+  for (const code of Object.values(ExitCode)) expect(text).toMatch(new RegExp(`^\\| ${code} \\|`, "m"));
+  for (const { variable } of referenceEnvironment.rows) expect(text).toContain(`\`${variable}\``);
+});

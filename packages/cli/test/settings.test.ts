@@ -1,0 +1,138 @@
+import { mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { ConfigError, preset } from "@triattn/control";
+import { expect, test } from "vitest";
+import { version, writeDistInfo } from "../src/package.ts";
+import { engineVariables, withVariables } from "../src/serve/environment.ts";
+import { readEngineFlags, urlOf } from "../src/serve/flags.ts";
+import { quote, toJson } from "../src/serve/output.ts";
+import { resolvePolicy } from "../src/serve/policy.ts";
+import { root, TemporaryDirectory } from "./helpers.ts";
+
+const model = "nobody/nothing";
+
+test("engine flags: what triattn reads of them", () => {
+  const port = (...flags: string[]) => readEngineFlags(flags).port;
+  expect(port()).toBe(8000);
+  expect(port("--port", "81")).toBe(81);
+  expect(port("--port=82", "--port", "83")).toBe(83);
+  expect(() => port("--port", "99999")).toThrow(ConfigError);
+  expect(readEngineFlags(["--block_size", "32"]).blockSize).toBe(32);
+  expect(readEngineFlags(["--shutdown-timeout", "60"]).shutdownSeconds).toBe(60);
+  expect(urlOf(readEngineFlags(["--host", "0.0.0.0"]))).toBe("http://127.0.0.1:8000");
+  expect(urlOf(readEngineFlags(["--host", "::1", "--ssl-keyfile", "k"]))).toBe("https://[::1]:8000");
+  expect(urlOf(readEngineFlags(["--uds", "/s"]))).toBeUndefined();
+});
+
+test("engine flags: those of --config FILE come after those given", () => {
+  using directory = new TemporaryDirectory();
+  const file = directory.write("c.yaml", "# mine\nport: 9001 # here\nblock_size: 64\nhost: '10.0.0.1'\n");
+  expect(readEngineFlags(["--config", file])).toMatchObject({ port: 9001, blockSize: 64, host: "10.0.0.1" });
+  expect(readEngineFlags(["--config", file, "--port", "1"]).port).toBe(1);
+  expect(readEngineFlags(["--config", "/nowhere"]).port).toBe(8000);
+});
+
+test("the policy: what was asked for, TRIATTN_POLICY, the reference's variables, the default", () => {
+  using directory = new TemporaryDirectory();
+  const document = JSON.stringify({ name: "mine", terms: [{ kind: "recency" }], budget: 700 });
+  const file = directory.write("p.json", document);
+  const resolve = (policy: string | undefined, environment: NodeJS.ProcessEnv = {}) => {
+    const { policy: found, source } = resolvePolicy(
+      { model, policy },
+      { XDG_DATA_HOME: directory.path, ...environment },
+    );
+    return [found.name, found.budget, source];
+  };
+  const reference = { TRIATTN_RUNTIME_KV_BUDGET: "999", TRIATTN_RUNTIME_DISABLE_TRIG: "false" };
+  expect(resolve("keydiff", { TRIATTN_POLICY: "random" })).toEqual(["keydiff", 2048, "keydiff"]);
+  expect(resolve(file)).toEqual(["mine", 700, file]);
+  expect(resolve(undefined, { TRIATTN_POLICY: "random", ...reference })).toEqual([
+    "random",
+    2048,
+    "TRIATTN_POLICY",
+  ]);
+  expect(resolve(undefined, { TRIATTN_POLICY: document })).toEqual(["mine", 700, "TRIATTN_POLICY"]);
+  expect(resolve(undefined, { ENABLE_TRIATTENTION: "0" })).toEqual([
+    "triattention",
+    0,
+    "ENABLE_TRIATTENTION",
+  ]);
+  // The reference's policy and the default both score with statistics, and this model has none.
+  expect(() => resolve(undefined, reference)).toThrow(/stats = none for nobody\/nothing/);
+  expect(() => resolve(undefined)).toThrow(/triattn calibrate nobody\/nothing/);
+});
+
+test("the reference's variables: statistics and warnings come along", () => {
+  const environment = {
+    TRIATTN_RUNTIME_KV_BUDGET: "0",
+    TRIATTN_RUNTIME_SPARSE_STATS_PATH: join(root, "stats", "qwen3-8b.safetensors"),
+    TRIATTN_RUNTIME_NONSENSE: "1",
+  };
+  const { policy, source, statistics, warnings } = resolvePolicy({ model }, environment);
+  expect([policy.budget, source]).toEqual([0, "TRIATTN_RUNTIME_*"]);
+  expect(statistics).toBe(environment.TRIATTN_RUNTIME_SPARSE_STATS_PATH);
+  expect(warnings).toContain("TRIATTN_RUNTIME_NONSENSE is not known and has no effect");
+});
+
+test("budget and interval replace the policy's", () => {
+  const { policy } = resolvePolicy({ model, policy: "keydiff", budget: 500, interval: 7 }, {});
+  expect(policy).toEqual({ ...preset("keydiff"), budget: 500, interval: 7 });
+  expect(() => resolvePolicy({ model, policy: "keydiff", budget: 100 }, {})).toThrow(ConfigError);
+});
+
+test("statistics of another model are refused with both fingerprints", () => {
+  using directory = new TemporaryDirectory();
+  const config = readFileSync(join(root, "stats", "configs", "qwen3-8b.json"), "utf8");
+  const served = { ...JSON.parse(config), vocab_size: 17 };
+  mkdirSync(join(directory.path, "m"));
+  directory.write("m/config.json", JSON.stringify(served));
+  const statistics = join(root, "stats", "smollm2-135m-instruct.safetensors");
+  const resolve = () =>
+    resolvePolicy({ model: join(directory.path, "m"), policy: "triattention", statistics }, {});
+  expect(resolve).toThrow(/[0-9a-f]{32}.*[0-9a-f]{32}/);
+});
+
+test("the engine's environment", () => {
+  const policy = preset("keydiff");
+  const inherited = {
+    PATH: "/bin",
+    PYTHONPATH: "/mine",
+    VLLM_PLUGINS: "a,b",
+    ENABLE_TRIATTENTION: "1",
+    TRIATTN_RUNTIME_KV_BUDGET: "1",
+    TRIATTN_STATS: "/old",
+  };
+  const changes = engineVariables({ plugin: "/plugin", policy, statistics: null }, inherited);
+  expect(withVariables(inherited, changes)).toEqual({
+    PATH: "/bin",
+    PYTHONPATH: "/plugin:/mine",
+    PYTHONUNBUFFERED: "1",
+    TRIATTN_POLICY: JSON.stringify(policy),
+    VLLM_PLUGINS: "a,b,triattn",
+  });
+  const allowed = engineVariables({ plugin: "/p", policy, statistics: "/s" }, { VLLM_PLUGINS: "triattn" });
+  expect(allowed).toMatchObject({ PYTHONPATH: "/p", TRIATTN_STATS: "/s" });
+  expect(allowed).not.toHaveProperty("VLLM_PLUGINS");
+});
+
+test("the entry point is written once, and an older version's taken away", () => {
+  using directory = new TemporaryDirectory();
+  mkdirSync(join(directory.path, "triattn-0.0.0.dist-info"));
+  writeDistInfo(directory.path);
+  writeDistInfo(directory.path);
+  expect(readdirSync(directory.path)).toEqual([`triattn-${version}.dist-info`]);
+  const text = readFileSync(join(directory.path, `triattn-${version}.dist-info`, "entry_points.txt"), "utf8");
+  const project = readFileSync(join(root, "kernels", "pyproject.toml"), "utf8");
+  const [, target] = /"vllm\.general_plugins"\]\ntriattn = "(.*)"/.exec(project) ?? [];
+  expect(text).toBe(`[vllm.general_plugins]\ntriattn = ${target}\n`);
+  expect(project).toContain(`\nversion = "${version}"\n`);
+});
+
+test("arguments are quoted for a shell, integers of 64 bits are JSON", () => {
+  expect(["plain-1=a/b", "two words", `{"a": 'b'}`].map(quote)).toEqual([
+    "plain-1=a/b",
+    "'two words'",
+    `'{"a": '\\''b'\\''}'`,
+  ]);
+  expect(toJson({ step: 5n })).toBe('{"step":5}');
+});
