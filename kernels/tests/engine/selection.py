@@ -1,0 +1,95 @@
+"""Checks what an engine kept against the policy in plain torch, fed with the oracle's own keys.
+
+So the whole path is covered: reading permuted blocks, positions by slot, statistics by rank, pins.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from .models import SPECS
+from .oracle import Oracle, Round, rotary
+from .scenario import Outcome, Run
+
+MARGIN = 2e-3
+"""Scores closer than this, in their own units, may be ordered either way: float32 sums differ."""
+
+
+def check_selection(run: Run) -> int:
+    """Every round of a run with ``Scenario.plugin`` kept the entries with the highest scores; rounds checked."""
+    from triattn import wire
+    from triattn.config import load_settings
+    from triattn.policies import Policy
+    from triattn.statistics import Statistics
+
+    settings = load_settings({}, {"triattn": run.scenario.plugin})
+    assert settings is not None
+    assert isinstance(settings.policy, wire.PolicyDocument)
+    statistics = Statistics.load(settings.statistics) if settings.statistics else None
+    policy = Policy.of(settings.policy)
+    return sum(
+        _check_incarnation(run, outcome, rounds, settings.policy, policy, statistics)
+        for outcome in run.outcomes.values()
+        for rounds in outcome.rounds.values()
+    )
+
+
+def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document, policy, statistics) -> int:
+    from triattn.policies import ModelShape
+    from triattn.policies.context import Round as Context
+
+    spec = SPECS[run.scenario.model]
+    inv_freq, scaling = rotary(spec)
+    shape = ModelShape(
+        layer_ids=tuple(range(spec.layers)),
+        kv_head_ids=tuple(range(spec.kv_heads)),
+        query_head_ids=tuple(range(spec.query_heads)),
+        head_dim=spec.head_dim,
+        rotary_dim=spec.head_dim,
+        inv_freq=inv_freq,
+        attention_scaling=scaling,
+    )
+    request = outcome.request
+    tokens = request.prompt + outcome.tokens
+    _, keys, values = Oracle(spec).forward(tokens[: rounds[-1].computed], rounds)
+    resident = torch.arange(0).expand(spec.layers, spec.kv_heads, 0)
+    known = 0
+    for this in rounds:
+        fresh = torch.arange(known, this.computed).expand(spec.layers, spec.kv_heads, -1)
+        positions = torch.cat([resident, fresh], dim=-1)
+        budget = document.budget if request.budget is None else request.budget
+        keep = budget if document.count_prompt else budget + len(request.prompt)
+        assert this.n_keep == keep, f"{request.id}: kept {this.n_keep}, budget says {keep}"
+        assert positions.shape[-1] >= keep + document.interval, f"{request.id}: a round too early"
+        pin_prompt = (
+            document.pin.prompt
+            and len(request.prompt) + document.pin.window + run.scenario.block_size <= keep
+        )
+        context = Context(
+            model=shape,
+            keys=lambda layer, p=positions: _rows(keys[layer], p[layer]),
+            values=lambda layer, p=positions: _rows(values[layer], p[layer]),
+            positions=positions,
+            computed=this.computed,
+            prompt_len=len(request.prompt),
+            pin_prompt=pin_prompt,
+            statistics=statistics,
+        )
+        scores = policy.scores(context).expand(positions.shape)
+        kept = torch.from_numpy(np.sort(this.kept, axis=-1))
+        is_kept = (positions[..., :, None] == kept[..., None, :]).any(-1)
+        lowest_kept = scores.masked_fill(~is_kept, torch.inf).amin(-1)
+        highest_gone = scores.masked_fill(is_kept, -torch.inf).amax(-1)
+        short = highest_gone - lowest_kept
+        assert (short <= MARGIN).all(), (
+            f"{request.id}, round at C = {this.computed}: evicted an entry that scores {short.max():.4f} "
+            "more than one it kept"
+        )
+        resident, known = kept, this.computed
+    return len(rounds)
+
+
+def _rows(cache: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """cache [kv_heads, T, D] at positions [kv_heads, N]."""
+    return cache.gather(1, positions[..., None].expand(-1, -1, cache.shape[-1]))

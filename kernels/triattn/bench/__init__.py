@@ -1,0 +1,1 @@
+"""Measurements inside an engine's process; `triattn bench` runs them."""

@@ -1,0 +1,1 @@
+"""Hooks of the inference engines, one package an engine."""

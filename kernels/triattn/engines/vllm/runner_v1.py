@@ -1,0 +1,130 @@
+"""V1 model runner (vLLM on CPU, and on a GPU where vLLM still chooses it).
+
+vLLM source: ``vllm/v1/worker/gpu_model_runner.py``. Compaction comes first in a step, before states are
+updated: blocks freed by the scheduler may be handed out, and zeroed, in this very step.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from triattn.config import ConfigError
+from triattn.engines.vllm.worker import RankRounds, StagedRound, build_rounds
+from triattn.plan import RoundPlan, cdiv
+
+GROUP = 0
+
+
+class RunnerV1:
+    """State and wraps of one V1 runner instance."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.rounds: RankRounds = build_rounds(runner, runner.kv_cache_config)
+        self.block_size = self.rounds.block_size
+        self.evicted: dict[str, int] = {}
+        table = runner.input_batch.block_table[GROUP]
+        if table.block_size != self.block_size:
+            raise ConfigError(
+                "block_size",
+                self.block_size,
+                f"the attention backend works in blocks of {table.block_size} tokens; set --block-size to that",
+            )
+        self._shift: torch.Tensor | None = None
+        self._install()
+
+    def _install(self) -> None:
+        runner = self.runner
+        execute_model, prepare_inputs = runner.execute_model, runner._prepare_inputs
+
+        def execute(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            self.begin_step(scheduler_output)
+            return execute_model(scheduler_output, *args, **kwargs)
+
+        def prepare(*args: Any, **kwargs: Any) -> Any:
+            return self.prepare_inputs(prepare_inputs, *args, **kwargs)
+
+        runner.execute_model, runner._prepare_inputs = execute, prepare
+
+    def begin_step(self, scheduler_output: Any) -> None:
+        """Forget requests that lost their blocks; run the step's rounds."""
+        evicted = self.evicted
+        for request_id in scheduler_output.finished_req_ids:
+            evicted.pop(request_id, None)
+        for new in scheduler_output.scheduled_new_reqs:
+            evicted.pop(new.req_id, None)
+        for request_id in scheduler_output.scheduled_cached_reqs.resumed_req_ids:
+            evicted.pop(request_id, None)
+        step = getattr(scheduler_output, "triattn", None)
+        if step is None:
+            return
+        if step.policy is not None:
+            self.rounds.use(step.policy)
+        if step.rounds:
+            self.rounds.run([self._stage(plan) for plan in step.rounds])
+            for plan in step.rounds:
+                self._truncate(plan)
+
+    def _stage(self, plan: RoundPlan) -> StagedRound:
+        block_ids = self.runner.requests[plan.request_id].block_ids[GROUP]
+        for index, _, destination in plan.copies:
+            block_ids[index] = destination
+        return StagedRound(plan, block_ids[: cdiv(plan.resident, self.block_size)])
+
+    def _truncate(self, plan: RoundPlan) -> None:
+        batch = self.runner.input_batch
+        after = cdiv(plan.keep, self.block_size)
+        del self.runner.requests[plan.request_id].block_ids[GROUP][after:]
+        index = batch.req_id_to_index.get(plan.request_id)
+        if index is not None:
+            table = batch.block_table[GROUP]
+            table.num_blocks_per_row[index] = after
+            for row, _, destination in plan.copies:
+                table.block_table.np[index, row] = destination
+        self.evicted[plan.request_id] = plan.evicted + plan.resident - plan.keep
+
+    def prepare_inputs(
+        self,
+        original: Any,
+        scheduler_output: Any,
+        num_scheduled_tokens: np.ndarray,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        """Slots and attention lengths lose E; positions, masks and sampling stay logical."""
+        runner, batch = self.runner, self.runner.input_batch
+        if not self.evicted:
+            return original(scheduler_output, num_scheduled_tokens, *args, **kwargs)
+        requests = batch.num_reqs
+        shift = np.fromiter((self.evicted.get(r, 0) for r in batch.req_ids[:requests]), np.int32, requests)
+        if not shift.any():
+            return original(scheduler_output, num_scheduled_tokens, *args, **kwargs)
+        tables = batch.block_table
+        compute = tables.compute_slot_mapping
+        by_token = torch.from_numpy(np.repeat(shift, num_scheduled_tokens).astype(np.int64))
+        by_token = by_token.to(runner.device, non_blocking=True)
+
+        def compute_shifted(num_reqs: int, query_start_loc: torch.Tensor, positions: torch.Tensor) -> Any:
+            return compute(num_reqs, query_start_loc, positions - by_token[: positions.shape[0]])
+
+        tables.compute_slot_mapping = compute_shifted
+        try:
+            result = original(scheduler_output, num_scheduled_tokens, *args, **kwargs)
+        finally:
+            del tables.compute_slot_mapping
+        by_request = torch.from_numpy(shift)
+        runner.optimistic_seq_lens_cpu[:requests] -= by_request
+        runner.seq_lens[:requests] -= by_request.to(runner.device, non_blocking=True)
+        return result
+
+
+def install(runner: Any) -> None:
+    """Give a V1 runner its hooks; a second call (the cache was made anew) replaces the state."""
+    state = getattr(runner, "triattn", None)
+    if state is not None:
+        state.rounds = build_rounds(runner, runner.kv_cache_config, state.rounds)
+        return
+    runner.triattn = RunnerV1(runner)

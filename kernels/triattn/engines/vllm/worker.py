@@ -1,0 +1,177 @@
+"""One rank's rounds, whichever runner asks for them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from triattn.config import ConfigError
+from triattn.engines import observe
+from triattn.engines.vllm import probe
+from triattn.engines.vllm.layout import layer_caches
+from triattn.engines.vllm.policy import PolicyInForce, can_compress, load_statistics, shape_of
+from triattn.ops.interface import LayerCache, RoundBatch, Rounds
+from triattn.plan import RoundPlan, cdiv
+from triattn.policies import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class StagedRound:
+    """A plan with where its table row is: the row's number in a table on the device, or its block ids."""
+
+    plan: RoundPlan
+    block_ids: Sequence[int] = ()
+    row: int = -1
+
+
+class RankRounds:
+    """Caches, positions and the policy in force of one rank.
+
+    ``positions`` is int32 [layers, kv_heads, blocks, block_size]: the logical position of each compacted entry.
+    It lies by physical slot, so it needs no care when requests come, go or are preempted.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        caches: list[LayerCache],
+        layers: list[int],
+        spec: Any,
+        blocks: int,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.caches = caches
+        self.block_size: int = spec.block_size
+        self.device = device
+        self.geometry = probe.model_geometry(config)
+        parallel = config.parallel_config
+        size, rank = parallel.tensor_parallel_size, parallel.rank % parallel.tensor_parallel_size
+        self.rank = rank
+        kv_heads = _share(self.geometry.kv_heads, size, rank)
+        if len(kv_heads) != spec.num_kv_heads:
+            raise ConfigError(
+                "num_kv_heads", spec.num_kv_heads, f"expected {len(kv_heads)} on rank {rank} of {size}"
+            )
+        self.query_heads = _share(self.geometry.query_heads, size, rank)
+        self.shape = shape_of(config, self.geometry, layers, kv_heads, self.query_heads)
+        self.positions = torch.zeros(
+            (len(layers), len(kv_heads), blocks, self.block_size), dtype=torch.int32, device=device
+        )
+        self.policy: PolicyInForce | None = None
+        self._rounds: Rounds | None = None
+
+    def use(self, policy: PolicyInForce, *, warm_up: bool = False) -> None:
+        """Put a policy in force on this rank.
+
+        Raises:
+            ConfigError: its statistics cannot be used, or it has no kernel for this device.
+        """
+        self.policy = policy
+        if not can_compress(policy):
+            self._rounds = None
+            return
+        statistics = load_statistics(policy, self.geometry)
+        if statistics is not None:
+            statistics = statistics.part(self.shape.layer_ids, _as_slice(self.query_heads))
+        compiled = Policy.of(policy.document)
+        self._rounds = self._make(compiled, statistics)
+        if warm_up:
+            self._rounds.warm_up()
+
+    def _make(self, policy: Policy, statistics: Any) -> Rounds:
+        # Interpreted kernels on a CPU are for tests: correct, and thousands of times slower than torch.
+        if self.device.type == "cpu" and os.environ.get("TRIATTN_ROUNDS") != "triton":
+            from triattn.ops.torch_rounds import TorchRounds
+
+            return TorchRounds(self.caches, self.positions, self.shape, policy, statistics)
+        from triattn.ops.triton_rounds import TritonRounds
+
+        return TritonRounds(self.caches, self.positions, self.shape, policy, statistics)
+
+    def stage(self, array: np.ndarray) -> torch.Tensor:
+        """A host tensor with the array's values that a non-blocking copy may read after this returns."""
+        tensor = torch.from_numpy(array.copy())
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+    def run(self, staged: Sequence[StagedRound], tables: torch.Tensor | None = None) -> None:
+        """Copy shared blocks, then score, select and compact every request, on the current stream.
+
+        ``tables`` is int32 [rows, blocks] on the device; without it the block ids of each round are staged.
+        """
+        if not staged:
+            return
+        assert self._rounds is not None, "the first step carries the policy"
+        plans = [item.plan for item in staged]
+        pairs = [(source, to) for plan in plans for _, source, to in plan.copies]
+        if pairs:
+            self._rounds.copy_blocks(self.stage(np.array(pairs, np.int32)).to(self.device, non_blocking=True))
+        if tables is None:
+            table = np.zeros((len(staged), max(len(item.block_ids) for item in staged)), np.int32)
+            for index, item in enumerate(staged):
+                table[index, : len(item.block_ids)] = item.block_ids
+            tables = self.stage(table).to(self.device, non_blocking=True)
+            rows: Sequence[int] = range(len(staged))
+        else:
+            rows = [item.row for item in staged]
+        self._rounds.run(RoundBatch.of(plans, tables, rows))
+        if observe.observers:
+            for plan, row in zip(plans, rows, strict=True):
+                self._observe(plan, tables[row])
+
+    def _observe(self, plan: RoundPlan, table: torch.Tensor) -> None:
+        blocks = table[: cdiv(plan.keep, self.block_size)].long()
+        kept = self.positions[:, :, blocks].flatten(2)[:, :, : plan.keep].long()
+        observe.notify(
+            observe.RoundRecord(
+                request_id=plan.request_id,
+                computed=plan.computed,
+                evicted_total=plan.evicted + plan.resident - plan.keep,
+                kept=kept.cpu(),
+                rank=self.rank,
+            )
+        )
+
+
+def build_rounds(runner: Any, kv_cache_config: Any, before: RankRounds | None = None) -> RankRounds:
+    """Probe a runner's caches after they were made; ``before``: what was built for the caches they replace.
+
+    Raises:
+        ConfigError: something is not supported.
+    """
+    probe.check_config(runner.vllm_config)
+    group = kv_cache_config.kv_cache_groups[probe.check_groups(kv_cache_config)]
+    layers, caches = layer_caches(runner, group)
+    rounds = RankRounds(
+        runner.vllm_config, caches, layers, group.kv_cache_spec, kv_cache_config.num_blocks, runner.device
+    )
+    if before is not None and before.policy is not None:
+        rounds.use(before.policy, warm_up=True)
+    return rounds
+
+
+def prepare(worker: Any, policy: PolicyInForce) -> None:
+    """Worker method ``triattn_prepare``: put the start-up policy in force and compile what it needs."""
+    state = getattr(worker.model_runner, "triattn", None)
+    if state is None:
+        raise ConfigError(
+            "model_runner", type(worker.model_runner).__name__, "triattn is not installed in this worker"
+        )
+    state.rounds.use(policy, warm_up=True)
+
+
+def _share(heads: int, size: int, rank: int) -> list[int]:
+    """Global indices of the heads on one tensor-parallel rank; fewer heads than ranks are replicated."""
+    if heads >= size:
+        each = heads // size
+        return list(range(rank * each, (rank + 1) * each))
+    return [rank * heads // size]
+
+
+def _as_slice(indices: Sequence[int]) -> slice:
+    return slice(indices[0], indices[-1] + 1)

@@ -1,0 +1,101 @@
+"""What a score term may look at: the model's shape on this rank, and one request at one round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+
+class QueryStatistics(Protocol):
+    """Mean pre-rotary queries: float32 [layers, query heads, F], F = rotary dimensions / 2 (`triattn.statistics`)."""
+
+    @property
+    def q_mean_real(self) -> Tensor: ...
+    @property
+    def q_mean_imag(self) -> Tensor: ...
+    @property
+    def q_abs_mean(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The part of a model that one rank holds.
+
+    `layer_ids`, `kv_head_ids`, `query_head_ids` are global indices, in local order. Local query head q reads
+    local KV head q // group. `inv_freq` is float32 [F] in radians a token, after scaling; `pairing` says which
+    dimensions of a head form a complex number: "half" (f, f + F) or "interleaved" (2f, 2f + 1). A model without
+    rotary embedding has `rotary_dim` 0.
+    """
+
+    layer_ids: tuple[int, ...]
+    kv_head_ids: tuple[int, ...]
+    query_head_ids: tuple[int, ...]
+    head_dim: int
+    rotary_dim: int
+    inv_freq: Tensor
+    attention_scaling: float = 1.0
+    pairing: Literal["half", "interleaved"] = "half"
+
+    def __post_init__(self) -> None:
+        if not self.kv_head_ids or len(self.query_head_ids) % len(self.kv_head_ids):
+            raise ValueError(f"{len(self.query_head_ids)} query heads on {len(self.kv_head_ids)} KV heads")
+        if (
+            self.rotary_dim % 2
+            or self.rotary_dim > self.head_dim
+            or len(self.inv_freq) != self.rotary_dim // 2
+        ):
+            raise ValueError(
+                f"rotary_dim {self.rotary_dim}, head_dim {self.head_dim}, {len(self.inv_freq)} frequencies"
+            )
+
+    @property
+    def layers(self) -> int:
+        """Number of layers on this rank."""
+        return len(self.layer_ids)
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of KV heads on this rank."""
+        return len(self.kv_head_ids)
+
+    @property
+    def query_heads(self) -> int:
+        """Number of query heads on this rank."""
+        return len(self.query_head_ids)
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.query_heads // self.kv_heads
+
+    def bands(self, keys: Tensor) -> Tensor:
+        """Keys [..., D] as complex numbers [..., F] per frequency band."""
+        rotary = keys[..., : self.rotary_dim].float()
+        if self.pairing == "half":
+            real, imag = rotary.chunk(2, dim=-1)
+        else:
+            real, imag = rotary[..., 0::2], rotary[..., 1::2]
+        return torch.complex(real.contiguous(), imag.contiguous())
+
+
+@dataclass(frozen=True)
+class Round:
+    """One request at one round, as this rank sees it.
+
+    `keys(layer)` and `values(layer)` give float32 [kv_heads, N, head_dim] in row order, keys as cached (post-rotary,
+    dequantised); `layer` is local. `positions` is int64 [layers, kv_heads, N], logical. `computed` is C, the
+    position that the next token will have.
+    """
+
+    model: ModelShape
+    keys: Callable[[int], Tensor]
+    values: Callable[[int], Tensor]
+    positions: Tensor
+    computed: int
+    prompt_len: int
+    pin_prompt: bool
+    statistics: QueryStatistics | None = None

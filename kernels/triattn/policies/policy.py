@@ -1,0 +1,201 @@
+"""A policy document made ready to score and select on one rank, in plain torch: the oracle of every kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from triattn import wire
+from triattn.policies.context import ModelShape, QueryStatistics, Round
+from triattn.policies.errors import PolicyError
+from triattn.policies.keydiff import KeyDiff
+from triattn.policies.norm import Norm
+from triattn.policies.random import Random
+from triattn.policies.recency import Recency
+from triattn.policies.select import keep_highest
+from triattn.policies.trig import Trig
+
+STD_FLOOR = 1e-6
+"""Smallest standard deviation that a z-score divides by."""
+
+Selection = Literal["per_layer_per_head", "per_head", "union"]
+
+
+class Term(Protocol):
+    """One score term: float32 [query_heads or kv_heads, N], higher meaning "keep"."""
+
+    @property
+    def per_query_head(self) -> bool: ...
+    @property
+    def needs_statistics(self) -> bool: ...
+    @property
+    def reads_keys(self) -> bool: ...
+    def score(self, ctx: Round, layer: int) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Weighted score terms, their normalisation and aggregation, who chooses, and what is pinned."""
+
+    name: str
+    terms: tuple[tuple[float, Term], ...]
+    normalize: Literal["none", "sum", "each"]
+    group_aggregation: Literal["max", "mean"]
+    layer_aggregation: Literal["mean", "max"]
+    selection: Selection
+    sinks: int
+    window: int
+
+    @classmethod
+    def of(cls, document: wire.PolicyDocument) -> Policy:
+        """Take the scoring part out of a policy document; equal terms are merged, terms of weight 0 dropped."""
+        weights: dict[Term, float] = {}
+        for item in document.terms:
+            term = _term(item, document)
+            weights[term] = weights.get(term, 0.0) + float(item.weight)
+        return cls(
+            name=document.name,
+            terms=tuple((w, t) for t, w in weights.items() if w != 0.0),
+            normalize=document.normalize,
+            group_aggregation=document.group_aggregation,
+            layer_aggregation=document.layer_aggregation,
+            selection=document.selection,
+            sinks=document.pin.sinks,
+            window=document.pin.window,
+        )
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether some term reads statistics of the model's queries."""
+        return any(t.needs_statistics for _, t in self.terms)
+
+    @property
+    def reads_keys(self) -> bool:
+        """Whether some term reads keys; if not, layers and heads of one choice score alike."""
+        return any(t.reads_keys for _, t in self.terms)
+
+    @property
+    def per_query_head(self) -> bool:
+        """Whether scores are assembled per query head before they are aggregated over the group."""
+        return any(t.per_query_head for _, t in self.terms)
+
+    def validate(
+        self, shape: ModelShape, *, tp_size: int, pp_size: int, statistics: QueryStatistics | None = None
+    ) -> None:
+        """Refuse what this model or this distribution cannot carry out.
+
+        Raises:
+            PolicyError: statistics that are missing or of another shape; terms on rotary bands of a model that has
+                none; a choice shared by heads or layers of different ranks, which never talk to each other.
+        """
+        if self.needs_statistics:
+            if shape.rotary_dim == 0:
+                raise PolicyError(
+                    "terms",
+                    self._names("statistics"),
+                    "this model has no rotary embedding; use keydiff or random",
+                )
+            if statistics is None:
+                raise PolicyError(
+                    "statistics",
+                    None,
+                    f"policy {self.name!r} needs statistics of this model; run `triattn calibrate`",
+                )
+            expected = (shape.layers, shape.query_heads, shape.rotary_dim // 2)
+            if tuple(statistics.q_mean_real.shape) != expected:
+                raise PolicyError(
+                    "statistics",
+                    tuple(statistics.q_mean_real.shape),
+                    f"layers, query heads and bands of this rank are {expected}; use statistics made for this model",
+                )
+        if self.reads_keys:
+            if self.selection == "union" and tp_size > 1:
+                raise PolicyError(
+                    "selection",
+                    "union",
+                    f"one choice for all heads cannot span {tp_size} tensor-parallel ranks; use per_head",
+                )
+            if self.selection != "per_layer_per_head" and pp_size > 1:
+                raise PolicyError(
+                    "selection",
+                    self.selection,
+                    f"one choice for all layers cannot span {pp_size} pipeline stages; use per_layer_per_head",
+                )
+
+    def pinned(self, ctx: Round) -> Tensor:
+        """bool [layers, kv_heads, N]: entries that the round may not evict (prompt, sinks, recent window)."""
+        position = ctx.positions
+        pinned = (position < self.sinks) | (position >= ctx.computed - self.window)
+        if ctx.pin_prompt:
+            pinned = pinned | (position < ctx.prompt_len)
+        return pinned
+
+    def scores(self, ctx: Round) -> Tensor:
+        """float32 [layers or 1, kv_heads or 1, N], pinned entries +inf; dimension 1 where the choice is shared.
+
+        An entry whose score is not a number counts as the lowest.
+        """
+        pinned = self.pinned(ctx)
+        layers = torch.stack([self._layer(ctx, i, ~pinned[i]) for i in range(ctx.model.layers)])
+        scores = _lowest_if_nan(layers)
+        if self.selection == "union":
+            scores = scores.amax(dim=(0, 1), keepdim=True)
+            pinned = pinned.any(dim=0, keepdim=True).any(dim=1, keepdim=True)
+        elif self.selection == "per_head":
+            # In float64 the mean of equal numbers is that number, whatever their count: ties stay ties.
+            mean = self.layer_aggregation == "mean"
+            scores = (scores.double().mean(0, True) if mean else scores.amax(0, True)).float()
+            pinned = pinned.any(dim=0, keepdim=True)
+        return torch.where(pinned, torch.inf, _lowest_if_nan(scores))
+
+    def select(self, ctx: Round, keep: int) -> Tensor:
+        """bool [layers, kv_heads, N]: the kept entries, exactly `keep` for each layer and head (or all, if fewer)."""
+        return keep_highest(self.scores(ctx), keep).expand(ctx.positions.shape)
+
+    def _layer(self, ctx: Round, layer: int, evictable: Tensor) -> Tensor:
+        """One layer's scores, float32 [kv_heads, N], before pins."""
+        group = ctx.model.group if self.per_query_head else 1
+        evictable = evictable.repeat_interleave(group, dim=0)
+        total = torch.zeros(evictable.shape, dtype=torch.float32, device=evictable.device)
+        for weight, term in self.terms:
+            part = term.score(ctx, layer)
+            if not term.per_query_head:
+                part = part.repeat_interleave(group, dim=0)
+            total = total + weight * (z_score(part, evictable) if self.normalize == "each" else part)
+        if self.normalize == "sum":
+            total = z_score(total, evictable)
+        grouped = total.unflatten(0, (ctx.model.kv_heads, group))
+        return grouped.amax(dim=1) if self.group_aggregation == "max" else grouped.mean(dim=1)
+
+    def _names(self, need: str) -> list[str]:
+        return [type(t).__name__.lower() for _, t in self.terms if getattr(t, f"needs_{need}")]
+
+
+def z_score(x: Tensor, evictable: Tensor) -> Tensor:
+    """Rows of x [heads, N] in units of the biased standard deviation of their evictable entries around their mean."""
+    count = evictable.sum(dim=-1, keepdim=True).clamp(min=1)
+    mean = torch.where(evictable, x, 0).sum(dim=-1, keepdim=True) / count
+    variance = torch.where(evictable, x - mean, 0).square().sum(dim=-1, keepdim=True) / count
+    return (x - mean) / variance.sqrt().clamp(min=STD_FLOOR)
+
+
+def _lowest_if_nan(x: Tensor) -> Tensor:
+    return torch.where(x.isnan(), -torch.inf, x)
+
+
+def _term(item: object, document: wire.PolicyDocument) -> Term:
+    match item:
+        case wire.TrigTerm():
+            return Trig(item.offsets, item.max_offset)
+        case wire.NormTerm():
+            return Norm(item.residual)
+        case wire.KeyDiffTerm():
+            return KeyDiff()
+        case wire.RandomTerm():
+            return Random(document.seed, document.selection)
+        case wire.RecencyTerm():
+            return Recency()
+    raise PolicyError("terms", type(item).__name__, "this version has no such score term")

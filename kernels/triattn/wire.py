@@ -1,0 +1,371 @@
+# Generated from packages/protocol by `pnpm --filter @triattn/protocol generate`. Do not edit.
+# ruff: noqa
+"""Messages and policy document of the triattn protocol."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+from msgspec import Meta, convert, field
+from triattn.wire_base import Strict
+
+
+class EngineInfo(Strict, kw_only=True):
+    name: Literal["vllm", "sglang"]
+    version: str
+    runner: Annotated[str, Meta(description="v1 or v2 for vLLM.")]
+    pid: Annotated[int, Meta(ge=0, le=9007199254740991)]
+    world_size: Annotated[int, Meta(ge=1, le=9007199254740991)] = field(name="worldSize")
+
+
+class Rotary(Strict, kw_only=True):
+    type: Annotated[
+        str, Meta(description="default, linear, yarn, llama3, … as in the model's configuration.")
+    ]
+    theta: float
+    dim: Annotated[int, Meta(description="Rotated dimensions of a head.", ge=2, le=9007199254740991)]
+    attention_scaling: Annotated[float, Meta(description="Factor on cos and sin.")] = field(
+        name="attentionScaling"
+    )
+    pairing: Literal["half", "interleaved"]
+
+
+class CacheInfo(Strict, kw_only=True):
+    block_size: Annotated[int, Meta(ge=1, le=9007199254740991)] = field(name="blockSize")
+    blocks: Annotated[int, Meta(description="Usable blocks of the pool.", ge=0, le=9007199254740991)]
+    max_model_len: Annotated[int, Meta(ge=0, le=9007199254740991)] = field(name="maxModelLen")
+    dtype: str
+
+
+class Ack(Strict, kw_only=True, tag_field="type", tag="ack"):
+    revision: Annotated[int, Meta(ge=0, le=9007199254740991)]
+    step: Annotated[
+        int,
+        Meta(
+            description="Scheduler step at which every rank began to use this revision.",
+            ge=0,
+            le=9223372036854775807,
+        ),
+    ]
+
+
+class Refusal(Strict, kw_only=True, tag_field="type", tag="refusal"):
+    """
+    The engine cannot use this policy; the one before stays in force.
+    """
+
+    revision: Annotated[int, Meta(ge=0, le=9007199254740991)]
+    field_: str = field(name="field")
+    value: str
+    remedy: str
+    message: str
+
+
+class RoundEvent(Strict, kw_only=True, tag_field="kind", tag="round"):
+    step: Annotated[int, Meta(ge=0, le=9223372036854775807)]
+    request: str
+    revision: Annotated[int, Meta(ge=0, le=9007199254740991)]
+    budget: Annotated[int, Meta(ge=0, le=9007199254740991)]
+    computed: Annotated[int, Meta(description="Logical length at the round.", ge=0, le=9007199254740991)]
+    evicted: Annotated[int, Meta(description="Tokens evicted by this round.", ge=0, le=9007199254740991)]
+    evicted_total: Annotated[int, Meta(description="E after this round.", ge=0, le=9007199254740991)] = field(
+        name="evictedTotal"
+    )
+    blocks_reclaimed: Annotated[int, Meta(ge=0, le=9007199254740991)] = field(name="blocksReclaimed")
+    blocks_copied: Annotated[
+        int, Meta(description="Shared blocks copied before they were compacted.", ge=0, le=9007199254740991)
+    ] = field(name="blocksCopied")
+
+
+class SkipEvent(Strict, kw_only=True, tag_field="kind", tag="skip"):
+    step: Annotated[int, Meta(ge=0, le=9223372036854775807)]
+    request: str
+    reason: str
+
+
+class FinishEvent(Strict, kw_only=True, tag_field="kind", tag="finish"):
+    """
+    A request gave its blocks back.
+    """
+
+    step: Annotated[int, Meta(ge=0, le=9223372036854775807)]
+    request: str
+    reason: Literal["finished", "aborted", "preempted"]
+    computed: Annotated[int, Meta(ge=0, le=9007199254740991)]
+    evicted_total: Annotated[int, Meta(ge=0, le=9007199254740991)] = field(name="evictedTotal")
+    rounds: Annotated[int, Meta(ge=0, le=9007199254740991)]
+
+
+class Counters(Strict, kw_only=True):
+    """
+    Totals since the engine started, and the current state.
+    """
+
+    step: Annotated[int, Meta(ge=0, le=9223372036854775807)]
+    running: Annotated[int, Meta(ge=0, le=9007199254740991)]
+    waiting: Annotated[int, Meta(ge=0, le=9007199254740991)]
+    resident_tokens: Annotated[
+        int,
+        Meta(
+            description="Tokens whose KV is in the cache now, over all running requests.",
+            ge=0,
+            le=9007199254740991,
+        ),
+    ] = field(name="residentTokens")
+    peak_resident_tokens: Annotated[int, Meta(ge=0, le=9007199254740991)] = field(name="peakResidentTokens")
+    used_blocks: Annotated[int, Meta(ge=0, le=9007199254740991)] = field(name="usedBlocks")
+    peak_used_blocks: Annotated[int, Meta(ge=0, le=9007199254740991)] = field(name="peakUsedBlocks")
+    tokens_generated: Annotated[int, Meta(ge=0, le=9223372036854775807)] = field(name="tokensGenerated")
+    requests_finished: Annotated[int, Meta(ge=0, le=9223372036854775807)] = field(name="requestsFinished")
+    preemptions: Annotated[int, Meta(ge=0, le=9223372036854775807)]
+    rounds: Annotated[int, Meta(ge=0, le=9223372036854775807)]
+    tokens_evicted: Annotated[int, Meta(ge=0, le=9223372036854775807)] = field(name="tokensEvicted")
+    blocks_reclaimed: Annotated[int, Meta(ge=0, le=9223372036854775807)] = field(name="blocksReclaimed")
+    rounds_skipped: Annotated[
+        int,
+        Meta(
+            description="Rounds put off for lack of a free block to copy a shared one to.",
+            ge=0,
+            le=9223372036854775807,
+        ),
+    ] = field(name="roundsSkipped")
+    events_dropped: Annotated[int, Meta(ge=0, le=9223372036854775807)] = field(name="eventsDropped")
+
+
+class Heartbeat(Strict, kw_only=True, tag_field="type", tag="heartbeat"):
+    """
+    Sent while the engine is idle, so that a dead peer is told from a quiet one.
+    """
+
+    revision: Annotated[
+        int, Meta(description="Policy revision in force; 0 before the first.", ge=0, le=9007199254740991)
+    ]
+    next_event: Annotated[
+        int, Meta(description="Number that the next event will carry.", ge=0, le=9223372036854775807)
+    ] = field(name="nextEvent")
+
+
+class Bye(Strict, kw_only=True, tag_field="type", tag="bye"):
+    reason: str
+
+
+class TrigTerm(Strict, kw_only=True, tag_field="kind", tag="trig"):
+    """
+    Expected future attention from pre-rotary query centres (arXiv 2604.04921).
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+    offsets: Annotated[Literal["mean", "max"], Meta(description="Aggregation over the future offsets.")] = (
+        "mean"
+    )
+    max_offset: Annotated[
+        int, Meta(description="Offsets are the powers of two from 1 up to this, in tokens.", ge=1, le=1048576)
+    ] = field(name="maxOffset", default=65536)
+
+
+class NormTerm(Strict, kw_only=True, tag_field="kind", tag="norm"):
+    """
+    Key magnitude weighted by the spread of the queries (arXiv 2604.04921).
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+    residual: Annotated[
+        bool,
+        Meta(
+            description="True: (E|q| - |E q|) per band, as in the paper. False: E|q|, the ablation without that weighting."
+        ),
+    ] = True
+
+
+class KeyDiffTerm(Strict, kw_only=True, tag_field="kind", tag="keydiff"):
+    """
+    Negative cosine of a key to the mean of the unit keys (arXiv 2504.15364).
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
+class RandomTerm(Strict, kw_only=True, tag_field="kind", tag="random"):
+    """
+    Uniform noise in [0, 1), drawn anew each round from the policy's seed.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
+class RecencyTerm(Strict, kw_only=True, tag_field="kind", tag="recency"):
+    """
+    The token's logical position.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
+class Pin(Strict, kw_only=True):
+    """
+    Tokens that no round evicts.
+    """
+
+    prompt: Annotated[
+        bool,
+        Meta(
+            description="Never evict prompt tokens. A prompt too long for the budget competes like any other token."
+        ),
+    ] = True
+    sinks: Annotated[
+        int, Meta(description="First tokens of a request that are never evicted.", ge=0, le=65536)
+    ] = 4
+    window: Annotated[
+        int, Meta(description="Most recent tokens that a round never evicts.", ge=0, le=1048576)
+    ] = 128
+
+
+class Rejected(Strict, kw_only=True, tag_field="type", tag="rejected"):
+    """
+    The control plane will not serve this engine.
+    """
+
+    message: str
+
+
+class Identify(Strict, kw_only=True, tag_field="type", tag="identify"):
+    """
+    Asks the engine to say hello (again).
+    """
+
+
+class ModelGeometry(Strict, kw_only=True):
+    """
+    Numbers of the whole model, not of one rank.
+    """
+
+    name: str
+    fingerprint: Annotated[str, Meta(description="Hash of the geometry and rotary parameters.")]
+    weights: Annotated[str, Meta(description="Hash over the weights, where they could be read.")] | None
+    layers: Annotated[int, Meta(ge=1, le=9007199254740991)]
+    query_heads: Annotated[int, Meta(ge=1, le=9007199254740991)] = field(name="queryHeads")
+    kv_heads: Annotated[int, Meta(ge=1, le=9007199254740991)] = field(name="kvHeads")
+    head_dim: Annotated[int, Meta(ge=1, le=9007199254740991)] = field(name="headDim")
+    rotary: Rotary | None
+
+
+EngineEvent: TypeAlias = RoundEvent | SkipEvent | FinishEvent
+
+
+class CountersReport(Strict, kw_only=True, tag_field="type", tag="counters"):
+    counters: Counters
+
+
+ScoreTerm: TypeAlias = TrigTerm | NormTerm | KeyDiffTerm | RandomTerm | RecencyTerm
+
+
+class Hello(Strict, kw_only=True, tag_field="type", tag="hello"):
+    protocol: Literal[1]
+    engine_id: Annotated[
+        str, Meta(description="Constant for the life of an engine process.", max_length=128, min_length=1)
+    ] = field(name="engineId")
+    engine: EngineInfo
+    model: ModelGeometry
+    cache: CacheInfo
+    capabilities: Annotated[list[str], Meta(max_length=256)]
+    revision: Annotated[
+        int, Meta(description="Policy revision in force; 0 before the first.", ge=0, le=9007199254740991)
+    ]
+    next_event: Annotated[
+        int, Meta(description="Number that the next event will carry.", ge=0, le=9223372036854775807)
+    ] = field(name="nextEvent")
+
+
+class Events(Strict, kw_only=True, tag_field="type", tag="events"):
+    first: Annotated[
+        int,
+        Meta(
+            description="Number of the first event of this batch; numbers are consecutive.",
+            ge=0,
+            le=9223372036854775807,
+        ),
+    ]
+    events: Annotated[list[EngineEvent], Meta(max_length=4096)]
+
+
+class PolicyDocument(Strict, kw_only=True):
+    """
+    How the KV cache of each request is kept inside its budget.
+    """
+
+    name: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}\\Z")]
+    terms: Annotated[list[ScoreTerm], Meta(max_length=16, min_length=1)]
+    schema: Annotated[Literal[1], Meta(description="Version of this document's form.")] = 1
+    budget: Annotated[
+        int,
+        Meta(
+            description="KV budget: resident tokens of a request after a round. 0: never compress.",
+            ge=0,
+            le=16777216,
+        ),
+    ] = 2048
+    interval: Annotated[
+        int,
+        Meta(
+            description="A round fires once a request has budget + interval resident tokens.",
+            ge=1,
+            le=1048576,
+        ),
+    ] = 128
+    normalize: Annotated[
+        Literal["none", "sum", "each"],
+        Meta(
+            description="z-score over the evictable tokens, per query head: of the weighted sum, of each term, or not at all."
+        ),
+    ] = "sum"
+    group_aggregation: Annotated[
+        Literal["max", "mean"], Meta(description="From query heads to their KV head.")
+    ] = field(name="groupAggregation", default="max")
+    layer_aggregation: Annotated[
+        Literal["mean", "max"],
+        Meta(description="From layers to one score per KV head; used by selection per_head."),
+    ] = field(name="layerAggregation", default="mean")
+    selection: Annotated[
+        Literal["per_layer_per_head", "per_head", "union"],
+        Meta(
+            description="Who chooses: every layer and KV head; every KV head for all layers; one choice for all."
+        ),
+    ] = "per_head"
+    pin: Pin = field(default_factory=lambda: convert({}, type=Pin))
+    count_prompt: Annotated[
+        bool,
+        Meta(
+            description="True: the budget covers the prompt. False: the budget covers generated tokens only."
+        ),
+    ] = field(name="countPrompt", default=True)
+    seed: Annotated[int, Meta(description="Seed of the random term.", ge=0, le=4294967295)] = 0
+
+
+EngineMessage: TypeAlias = Hello | Ack | Refusal | Events | CountersReport | Heartbeat | Bye
+
+
+class SetPolicy(Strict, kw_only=True, tag_field="type", tag="policy"):
+    revision: Annotated[int, Meta(ge=1, le=9007199254740991)]
+    policy: PolicyDocument
+    statistics: (
+        Annotated[str, Meta(description="Path of the statistics file, if the policy needs one.")] | None
+    )
+
+
+ControlMessage: TypeAlias = SetPolicy | Rejected | Identify
+
+
+Message: TypeAlias = Annotated[EngineMessage | ControlMessage, Meta(title="Message")]
+
+
+PROTOCOL_VERSION = 1
