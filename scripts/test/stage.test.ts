@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
@@ -45,4 +45,15 @@ test("a stage without a report counts as one; one that cannot start, dies or fin
   expect(await of({ report })).toEqual([2, 0]);
   // A runner that crashed after its report has failed all the same.
   expect(await of({ report, command: "false" })).toEqual([2, 1]);
+});
+
+test("a stage that hangs is killed, with what it started, and has failed", async () => {
+  const pid = join(directory, "pid");
+  const script = `sleep 600 & echo $! > ${pid}; wait`;
+  const stage = { name: "hangs", command: "bash", args: ["-c", script], minutes: 0.01 };
+  expect(await runStage(stage)).toMatchObject({ passed: 0, failed: 1 });
+  const stat = () => readFileSync(`/proc/${readFileSync(pid, "utf8").trim()}/stat`, "utf8");
+  await expect
+    .poll(() => existsSync(`/proc/${readFileSync(pid, "utf8").trim()}`) && !/\) Z /.test(stat()))
+    .toBe(false);
 });

@@ -12,6 +12,8 @@ export interface Stage {
   readonly command: string;
   readonly args: readonly string[];
   readonly env?: NodeJS.ProcessEnv;
+  /** Minutes after which it is killed, with all it started, and counted as failed. Default 20. */
+  readonly minutes?: number;
   /** File that the command leaves its counts in. Without one the stage counts as one test. */
   readonly report?: { readonly kind: "vitest" | "junit"; readonly file: string };
 }
@@ -51,13 +53,42 @@ export function readJunit(text: string): Counts {
   return { passed: sum("tests") - failed - skipped, failed, skipped };
 }
 
+const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+
+function killGroup(pid: number | undefined, signal: NodeJS.Signals): void {
+  if (pid === undefined) return;
+  try {
+    process.kill(-pid, signal);
+  } catch {
+    // It has ended.
+  }
+}
+
 /** Runs a stage with its output passed through. Never throws: what goes wrong is a failure counted. */
 export async function runStage(stage: Stage): Promise<Result> {
   const started = performance.now();
   const code = await new Promise<number>((resolve) => {
     const child = spawn(stage.command, stage.args, {
-      stdio: "inherit",
+      stdio: ["ignore", "inherit", "inherit"],
       env: { ...process.env, ...stage.env },
+      // A group of its own, so that one that hangs can be killed whole.
+      detached: true,
+    });
+    let stoppedBy: NodeJS.Signals | undefined;
+    const forward = (signal: NodeJS.Signals) => {
+      stoppedBy = signal;
+      killGroup(child.pid, signal);
+    };
+    for (const signal of SIGNALS) process.once(signal, forward);
+    const minutes = stage.minutes ?? 20;
+    const limit = setTimeout(() => {
+      process.stderr.write(`${stage.name}: killed after ${minutes} minutes\n`);
+      killGroup(child.pid, "SIGKILL");
+    }, minutes * 60_000);
+    child.once("close", () => {
+      clearTimeout(limit);
+      for (const signal of SIGNALS) process.off(signal, forward);
+      if (stoppedBy !== undefined) process.kill(process.pid, stoppedBy);
     });
     child.once("error", (error) => {
       process.stderr.write(`${stage.command}: ${error.message}\n`);

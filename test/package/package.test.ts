@@ -1,7 +1,18 @@
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 
 const root = join(import.meta.dirname, "..", "..");
@@ -13,21 +24,43 @@ const bin = (name: string) => join(root, "node_modules", ".bin", name);
 
 function run(command: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): string {
   const environment = { ...process.env, ...env };
-  return execFileSync(command, args, { cwd: project, encoding: "utf8", env: environment, stdio: "pipe" });
+  const options = { cwd: project, encoding: "utf8", stdio: "pipe", timeout: 60_000 } as const;
+  return execFileSync(command, args, { ...options, env: environment });
+}
+
+/** What `npm install` would do, without a network: only the dependencies that the manifest names are there. */
+function install(tarball: string): void {
+  const installed = join(project, "node_modules", "triattn");
+  mkdirSync(installed, { recursive: true });
+  run("tar", ["-xzf", tarball, "-C", installed, "--strip-components=1"]);
+  const manifest = JSON.parse(readFileSync(join(installed, "package.json"), "utf8"));
+  for (const name of Object.keys(manifest.dependencies)) {
+    const owner = ["cli", "control", "protocol"].map((p) => join(root, "packages", p, "node_modules", name));
+    const link = join(project, "node_modules", name);
+    mkdirSync(dirname(link), { recursive: true });
+    symlinkSync(realpathSync(owner.find((path) => existsSync(path)) ?? name), link);
+  }
+  const bin = join(project, "node_modules", ".bin");
+  mkdirSync(bin);
+  for (const [name, file] of Object.entries<string>(manifest.bin)) {
+    chmodSync(join(installed, file), 0o755);
+    symlinkSync(join(installed, file), join(bin, name));
+  }
 }
 
 beforeAll(() => {
   execFileSync(process.execPath, ["--import", "tsx", join(root, "scripts", "build.ts")], {
     cwd: root,
     stdio: "pipe",
+    timeout: 120_000,
   });
-  run("npm", ["pack", "--silent", "--pack-destination", project, built]);
+  run("npm", ["pack", "--offline", "--silent", "--pack-destination", project, built]);
   const [tarball = ""] = readdirSync(project).filter((file) => file.endsWith(".tgz"));
   writeFileSync(
     join(project, "package.json"),
     JSON.stringify({ name: "elsewhere", private: true, type: "module" }),
   );
-  run("npm", ["install", "--no-audit", "--no-fund", "--ignore-scripts", join(project, tarball)]);
+  install(join(project, tarball));
 }, 180_000);
 
 afterAll(() => rmSync(project, { recursive: true, force: true }));
