@@ -47,7 +47,7 @@ def test_values(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", load("messages"), ids=lambda vector: vector["name"])
 def test_messages(vector: dict[str, Any]) -> None:
     message = DECODERS[vector["from"]].decode(bytes.fromhex(vector["hex"]))
-    assert msgspec.to_builtins(message) == untag(vector["message"])
+    assert msgspec.to_builtins(message, builtin_types=(bytes,)) == untag(vector["message"])
     if vector["from"] == "engine":
         assert msgspec.msgpack.encode(message).hex() == vector["hex"]
 

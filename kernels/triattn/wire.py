@@ -129,7 +129,65 @@ class Counters(Strict, kw_only=True):
             le=9223372036854775807,
         ),
     ] = field(name="roundsSkipped")
+    round_batches: Annotated[
+        int, Meta(description="Steps in which at least one round ran.", ge=0, le=9223372036854775807)
+    ] = field(name="roundBatches")
+    plan_seconds: Annotated[float, Meta(description="Scheduler time spent on planning.", ge=0.0)] = field(
+        name="planSeconds"
+    )
+    round_seconds: Annotated[
+        float,
+        Meta(
+            description="Worker time of the batches of rounds; on a GPU, its own clock, where measured.",
+            ge=0.0,
+        ),
+    ] = field(name="roundSeconds")
+    stall_seconds: Annotated[
+        float,
+        Meta(
+            description="Time that running requests waited for rounds: planning and rounds together.", ge=0.0
+        ),
+    ] = field(name="stallSeconds")
     events_dropped: Annotated[int, Meta(ge=0, le=9223372036854775807)] = field(name="eventsDropped")
+
+
+class RequestState(Strict, kw_only=True):
+    request: str
+    state: Literal["running", "waiting"]
+    priority: Annotated[int, Meta(ge=-9007199254740991, le=9007199254740991)]
+    tags: Annotated[list[str], Meta(max_length=64)]
+    rule: Annotated[str, Meta(description="Name of the rule that matched it.")] | None
+    prompt: Annotated[int, Meta(description="Prompt tokens.", ge=0, le=9007199254740991)]
+    computed: Annotated[int, Meta(description="Logical length.", ge=0, le=9007199254740991)]
+    resident: Annotated[int, Meta(description="Tokens whose KV is in the cache.", ge=0, le=9007199254740991)]
+    budget: Annotated[
+        int, Meta(description="KV budget in force for it; 0: never compressed.", ge=0, le=9007199254740991)
+    ]
+    evicted_total: Annotated[int, Meta(ge=0, le=9007199254740991)] = field(name="evictedTotal")
+    rounds: Annotated[int, Meta(ge=0, le=9007199254740991)]
+
+
+class KeptReport(Strict, kw_only=True, tag_field="type", tag="kept"):
+    """
+    What a round of the watched request kept.
+    """
+
+    request: str
+    step: Annotated[int, Meta(ge=0, le=9223372036854775807)]
+    computed: Annotated[
+        int, Meta(description="Logical length at the round that this shows.", ge=1, le=9007199254740991)
+    ]
+    resident: Annotated[
+        int, Meta(description="Tokens kept by each layer and KV head.", ge=0, le=9007199254740991)
+    ]
+    layers: Annotated[int, Meta(ge=1, le=9007199254740991)]
+    kv_heads: Annotated[int, Meta(ge=1, le=9007199254740991)] = field(name="kvHeads")
+    bins: Annotated[
+        int, Meta(description="Equal slices of the logical positions [0, computed).", ge=1, le=1024)
+    ]
+    counts: Annotated[
+        bytes, Meta(description="uint16 little-endian [layers, kvHeads, bins]: tokens kept in each slice.")
+    ]
 
 
 class Heartbeat(Strict, kw_only=True, tag_field="type", tag="heartbeat"):
@@ -230,6 +288,79 @@ class Pin(Strict, kw_only=True):
     ] = 128
 
 
+MinPriority: TypeAlias = Annotated[
+    int,
+    Meta(
+        description="Matches requests of at least this priority number.",
+        ge=-9007199254740991,
+        le=9007199254740991,
+    ),
+]
+
+
+MaxPriority: TypeAlias = Annotated[
+    int,
+    Meta(
+        description="Matches requests of at most this priority number.",
+        ge=-9007199254740991,
+        le=9007199254740991,
+    ),
+]
+
+
+Tag: TypeAlias = Annotated[str, Meta(max_length=64, min_length=1)]
+
+
+Budget: TypeAlias = Annotated[
+    int, Meta(description="KV budget of the requests it matches.", ge=0, le=16777216)
+]
+
+
+Policy: TypeAlias = Annotated[
+    int,
+    Meta(
+        description="Their policy: an index into SetPolicy's `policies`; null: the policy itself.", ge=0, le=7
+    ),
+]
+
+
+class EngineRule(Strict, kw_only=True):
+    """
+    The first rule that matches a request decides; its own budget wins.
+    """
+
+    name: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9._-]{0,63}\\Z")]
+    min_priority: (
+        Annotated[MinPriority, Meta(description="Matches requests of at least this priority number.")] | None
+    ) = field(name="minPriority")
+    max_priority: (
+        Annotated[MaxPriority, Meta(description="Matches requests of at most this priority number.")] | None
+    ) = field(name="maxPriority")
+    tags: Annotated[
+        list[Tag], Meta(description="Matches requests that carry all of these (triattn_tags).", max_length=16)
+    ]
+    budget: Annotated[Budget, Meta(description="KV budget of the requests it matches.")] | None
+    policy: (
+        Annotated[
+            Policy,
+            Meta(description="Their policy: an index into SetPolicy's `policies`; null: the policy itself."),
+        ]
+        | None
+    )
+
+
+class Watch(Strict, kw_only=True, tag_field="type", tag="watch"):
+    """
+    Asks for reports that cost the engine something, for a while.
+    """
+
+    seconds: Annotated[
+        int, Meta(description="How long to report, unless asked again; 0 ends it.", ge=0, le=60)
+    ]
+    requests: Annotated[bool, Meta(description="Report the state of requests twice a second.")]
+    kept: Annotated[str, Meta(description="Request whose rounds are to be shown by KeptReport.")] | None
+
+
 class Rejected(Strict, kw_only=True, tag_field="type", tag="rejected"):
     """
     The control plane will not serve this engine.
@@ -264,6 +395,18 @@ EngineEvent: TypeAlias = RoundEvent | SkipEvent | FinishEvent
 
 class CountersReport(Strict, kw_only=True, tag_field="type", tag="counters"):
     counters: Counters
+
+
+class RequestsReport(Strict, kw_only=True, tag_field="type", tag="requests"):
+    """
+    Sent while a control plane watches, see Watch.
+    """
+
+    step: Annotated[int, Meta(ge=0, le=9223372036854775807)]
+    requests: Annotated[list[RequestState], Meta(max_length=4096)]
+    omitted: Annotated[
+        int, Meta(description="Requests left out because there were too many.", ge=0, le=9007199254740991)
+    ]
 
 
 ScoreTerm: TypeAlias = TrigTerm | NormTerm | KeyDiffTerm | RandomTerm | RecencyTerm
@@ -351,7 +494,9 @@ class PolicyDocument(Strict, kw_only=True):
     seed: Annotated[int, Meta(description="Seed of the random term.", ge=0, le=4294967295)] = 0
 
 
-EngineMessage: TypeAlias = Hello | Ack | Refusal | Events | CountersReport | Heartbeat | Bye
+EngineMessage: TypeAlias = (
+    Hello | Ack | Refusal | Events | CountersReport | RequestsReport | KeptReport | Heartbeat | Bye
+)
 
 
 class SetPolicy(Strict, kw_only=True, tag_field="type", tag="policy"):
@@ -360,9 +505,13 @@ class SetPolicy(Strict, kw_only=True, tag_field="type", tag="policy"):
     statistics: (
         Annotated[str, Meta(description="Path of the statistics file, if the policy needs one.")] | None
     )
+    rules: Annotated[list[EngineRule], Meta(max_length=64)] = field(default_factory=list)
+    policies: Annotated[
+        list[PolicyDocument], Meta(description="Policies that rules name by index.", max_length=8)
+    ] = field(default_factory=list)
 
 
-ControlMessage: TypeAlias = SetPolicy | Rejected | Identify
+ControlMessage: TypeAlias = SetPolicy | Watch | Rejected | Identify
 
 
 Message: TypeAlias = Annotated[EngineMessage | ControlMessage, Meta(title="Message")]

@@ -4,7 +4,7 @@ import type { CurveOptions } from "./curve.ts";
 import type { Drops } from "./drops.ts";
 import { EngineSocket, type SendResult } from "./engine-socket.ts";
 import { Engine, Engines } from "./engines.ts";
-import type { PolicyStore } from "./policy-store.ts";
+import type { PolicyRevision, PolicyStore } from "./policy-store.ts";
 import type { ControlEvent } from "./types.ts";
 
 export interface EngineLinkOptions {
@@ -102,6 +102,12 @@ export class EngineLink {
         engine.counters = message.counters;
         this.#options.publish({ type: "counters", engineId: engine.id, counters: message.counters });
         break;
+      case "requests":
+        this.#options.publish({ ...message, engineId: engine.id });
+        break;
+      case "kept":
+        this.#options.publish({ ...message, engineId: engine.id });
+        break;
       case "heartbeat":
         this.#expect(engine, message.nextEvent);
         break;
@@ -168,7 +174,7 @@ export class EngineLink {
     const current = this.#options.store.current;
     if (current === undefined || engine.sent === current.revision) return;
     engine.sent = current.revision;
-    const result = await this.#reach(engine, { type: "policy", ...current });
+    const result = await this.#reach(engine, asMessage(current));
     if (result === "sent") engine.highestSent = Math.max(engine.highestSent, current.revision);
     // It does not read: the next tick tries again.
     else if (result === "full" && engine.sent === current.revision) engine.sent = 0;
@@ -201,4 +207,9 @@ export class EngineLink {
     }
     this.deliver();
   }
+}
+
+/** The store's revisions are frozen all the way down, which the message's type cannot say. */
+function asMessage(revision: PolicyRevision): ControlMessage {
+  return { type: "policy", ...revision, rules: [...revision.rules], policies: [...revision.policies] };
 }

@@ -1,4 +1,4 @@
-import type { PolicyDocument } from "@triattn/protocol";
+import type { EngineRule, PolicyDocument } from "@triattn/protocol";
 
 /** One policy in the order of all that this control plane has had. */
 export interface PolicyRevision {
@@ -6,6 +6,10 @@ export interface PolicyRevision {
   readonly policy: PolicyDocument;
   /** Path of the statistics file, as the engine sees it. */
   readonly statistics: string | null;
+  /** What requests it does not hold for, see EngineRule; the first that matches decides. */
+  readonly rules: readonly EngineRule[];
+  /** Policies that rules name by index. */
+  readonly policies: readonly PolicyDocument[];
 }
 
 /**
@@ -25,13 +29,15 @@ export class PolicyStore {
     return this.#last;
   }
 
-  replace(policy: PolicyDocument, statistics: string | null): PolicyRevision {
+  replace(
+    policy: PolicyDocument,
+    statistics: string | null,
+    rules: readonly EngineRule[] = [],
+    policies: readonly PolicyDocument[] = [],
+  ): PolicyRevision {
     this.#last += 1;
-    this.#current = Object.freeze({
-      revision: this.#last,
-      policy: deepFreeze(structuredClone(policy)),
-      statistics,
-    });
+    const content = structuredClone({ policy, statistics, rules, policies });
+    this.#current = deepFreeze({ revision: this.#last, ...content });
     return this.#current;
   }
 
@@ -41,7 +47,7 @@ export class PolicyStore {
       this.#current = undefined;
       return undefined;
     }
-    return this.replace(before.policy, before.statistics);
+    return this.replace(before.policy, before.statistics, before.rules, before.policies);
   }
 
   /**
@@ -52,7 +58,7 @@ export class PolicyStore {
     if (revision < this.#last) return false;
     this.#last = revision;
     if (this.#current === undefined) return false;
-    this.replace(this.#current.policy, this.#current.statistics);
+    this.rollback(this.#current);
     return true;
   }
 }

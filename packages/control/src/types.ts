@@ -1,4 +1,4 @@
-import type { Counters, EngineEvent, Hello } from "@triattn/protocol";
+import type { Counters, EngineEvent, Hello, KeptReport, RequestsReport } from "@triattn/protocol";
 import type { DropKind } from "./drops.ts";
 import type { PolicyRevision } from "./policy-store.ts";
 
@@ -61,6 +61,9 @@ export type ControlEvent =
   /** Events `first` … `first + count - 1` of an engine never arrived. */
   | { readonly type: "gap"; readonly engineId: string; readonly first: bigint; readonly count: bigint }
   | { readonly type: "counters"; readonly engineId: string; readonly counters: Counters }
+  /** Only while somebody watches. */
+  | (RequestsReport & { readonly engineId: string })
+  | (KeptReport & { readonly engineId: string })
   /** This consumer was too slow: its oldest `dropped` items went. */
   | { readonly type: "overflow"; readonly dropped: number };
 

@@ -42,7 +42,7 @@ test("counters: the newest, 64 bits wide", async () => {
   await using engine = new FakeEngine(plane.endpoint);
   await engine.greet();
   const names =
-    "step tokensGenerated requestsFinished preemptions rounds tokensEvicted blocksReclaimed roundsSkipped eventsDropped";
+    "step tokensGenerated requestsFinished preemptions rounds tokensEvicted blocksReclaimed roundsSkipped roundBatches eventsDropped";
   const big = Object.fromEntries(names.split(" ").map((name) => [name, 2n ** 61n]));
   const small = {
     running: 1,
@@ -51,6 +51,9 @@ test("counters: the newest, 64 bits wide", async () => {
     peakResidentTokens: 4,
     usedBlocks: 5,
     peakUsedBlocks: 6,
+    planSeconds: 0.25,
+    roundSeconds: 1.5,
+    stallSeconds: 1.75,
   };
   await engine.send({ type: "counters", counters: { ...big, ...small } });
   await eventually(() => plane.counters().engines["engine-1"] !== undefined);

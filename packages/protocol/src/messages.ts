@@ -5,6 +5,7 @@ import { PolicyDocument } from "./policy.ts";
 export const PROTOCOL_VERSION = 1;
 
 const count = z.int().min(0);
+const seconds = z.number().min(0);
 /**
  * A 64-bit count: a BigInt in TypeScript, an int in Python. MessagePack carries small integers
  * short, so a decoder sees a number there; both are taken.
@@ -72,6 +73,14 @@ export const Counters = z
     tokensEvicted: bigCount,
     blocksReclaimed: bigCount,
     roundsSkipped: bigCount.describe("Rounds put off for lack of a free block to copy a shared one to."),
+    roundBatches: bigCount.describe("Steps in which at least one round ran."),
+    planSeconds: seconds.describe("Scheduler time spent on planning."),
+    roundSeconds: seconds.describe(
+      "Worker time of the batches of rounds; on a GPU, its own clock, where measured.",
+    ),
+    stallSeconds: seconds.describe(
+      "Time that running requests waited for rounds: planning and rounds together.",
+    ),
     eventsDropped: bigCount,
   })
   .meta({ id: "Counters", description: "Totals since the engine started, and the current state." });
@@ -157,6 +166,48 @@ export const CountersReport = z
   .strictObject({ type: z.literal("counters"), counters: Counters })
   .meta({ id: "CountersReport" });
 
+export const RequestState = z
+  .strictObject({
+    request: z.string(),
+    state: z.enum(["running", "waiting"]),
+    priority: z.int(),
+    tags: z.array(z.string()).max(64),
+    rule: z.union([z.string(), z.null()]).describe("Name of the rule that matched it."),
+    prompt: count.describe("Prompt tokens."),
+    computed: count.describe("Logical length."),
+    resident: count.describe("Tokens whose KV is in the cache."),
+    budget: count.describe("KV budget in force for it; 0: never compressed."),
+    evictedTotal: count,
+    rounds: count,
+  })
+  .meta({ id: "RequestState" });
+
+export const RequestsReport = z
+  .strictObject({
+    type: z.literal("requests"),
+    step: bigCount,
+    requests: z.array(RequestState).max(4096),
+    omitted: count.describe("Requests left out because there were too many."),
+  })
+  .meta({ id: "RequestsReport", description: "Sent while a control plane watches, see Watch." });
+
+export const KeptReport = z
+  .strictObject({
+    type: z.literal("kept"),
+    request: z.string(),
+    step: bigCount,
+    computed: z.int().min(1).describe("Logical length at the round that this shows."),
+    resident: count.describe("Tokens kept by each layer and KV head."),
+    layers: z.int().min(1),
+    kvHeads: z.int().min(1),
+    bins: z.int().min(1).max(1024).describe("Equal slices of the logical positions [0, computed)."),
+    counts: z
+      .instanceof(Uint8Array)
+      .meta({ type: "string", format: "binary" })
+      .describe("uint16 little-endian [layers, kvHeads, bins]: tokens kept in each slice."),
+  })
+  .meta({ id: "KeptReport", description: "What a round of the watched request kept." });
+
 export const Heartbeat = z
   .strictObject({
     type: z.literal("heartbeat"),
@@ -171,8 +222,39 @@ export const Heartbeat = z
 export const Bye = z.strictObject({ type: z.literal("bye"), reason: z.string() }).meta({ id: "Bye" });
 
 export const EngineMessage = z
-  .discriminatedUnion("type", [Hello, Ack, Refusal, Events, CountersReport, Heartbeat, Bye])
+  .discriminatedUnion("type", [
+    Hello,
+    Ack,
+    Refusal,
+    Events,
+    CountersReport,
+    RequestsReport,
+    KeptReport,
+    Heartbeat,
+    Bye,
+  ])
   .meta({ id: "EngineMessage" });
+
+export const EngineRule = z
+  .strictObject({
+    name: z.string().regex(/^[a-z0-9][a-z0-9._-]{0,63}$/),
+    minPriority: z.union([z.int(), z.null()]).describe("Matches requests of at least this priority number."),
+    maxPriority: z.union([z.int(), z.null()]).describe("Matches requests of at most this priority number."),
+    tags: z
+      .array(z.string().min(1).max(64))
+      .max(16)
+      .describe("Matches requests that carry all of these (triattn_tags)."),
+    budget: z
+      .union([z.int().min(0).max(16777216), z.null()])
+      .describe("KV budget of the requests it matches."),
+    policy: z
+      .union([z.int().min(0).max(7), z.null()])
+      .describe("Their policy: an index into SetPolicy's `policies`; null: the policy itself."),
+  })
+  .meta({
+    id: "EngineRule",
+    description: "The first rule that matches a request decides; its own budget wins.",
+  });
 
 /** Control → engine. */
 export const SetPolicy = z
@@ -183,8 +265,19 @@ export const SetPolicy = z
     statistics: z
       .union([z.string(), z.null()])
       .describe("Path of the statistics file, if the policy needs one."),
+    rules: z.array(EngineRule).max(64).default([]),
+    policies: z.array(PolicyDocument).max(8).default([]).describe("Policies that rules name by index."),
   })
   .meta({ id: "SetPolicy" });
+
+export const Watch = z
+  .strictObject({
+    type: z.literal("watch"),
+    seconds: z.int().min(0).max(60).describe("How long to report, unless asked again; 0 ends it."),
+    requests: z.boolean().describe("Report the state of requests twice a second."),
+    kept: z.union([z.string(), z.null()]).describe("Request whose rounds are to be shown by KeptReport."),
+  })
+  .meta({ id: "Watch", description: "Asks for reports that cost the engine something, for a while." });
 
 export const Rejected = z
   .strictObject({ type: z.literal("rejected"), message: z.string() })
@@ -195,7 +288,7 @@ export const Identify = z
   .meta({ id: "Identify", description: "Asks the engine to say hello (again)." });
 
 export const ControlMessage = z
-  .discriminatedUnion("type", [SetPolicy, Rejected, Identify])
+  .discriminatedUnion("type", [SetPolicy, Watch, Rejected, Identify])
   .meta({ id: "ControlMessage" });
 
 export type ModelGeometry = z.infer<typeof ModelGeometry>;
@@ -205,6 +298,11 @@ export type Events = z.infer<typeof Events>;
 export type Hello = z.infer<typeof Hello>;
 export type EngineInfo = z.infer<typeof EngineInfo>;
 export type CacheInfo = z.infer<typeof CacheInfo>;
+export type EngineRule = z.infer<typeof EngineRule>;
+export type RequestState = z.infer<typeof RequestState>;
+export type RequestsReport = z.infer<typeof RequestsReport>;
+export type KeptReport = z.infer<typeof KeptReport>;
+export type Watch = z.infer<typeof Watch>;
 export type SetPolicy = z.infer<typeof SetPolicy>;
 export type EngineMessage = z.infer<typeof EngineMessage>;
 export type ControlMessage = z.infer<typeof ControlMessage>;

@@ -46,6 +46,9 @@ class Totals:
     evicted: int = 0
     reclaimed: int = 0
     skipped: int = 0
+    batches: int = 0
+    """Steps in which at least one round ran."""
+    plan_seconds: float = 0.0
 
 
 class SchedulerHooks:
@@ -234,7 +237,9 @@ class SchedulerHooks:
         free_request = scheduler._free_request
 
         def schedule_with_rounds(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
             rounds = self._before()
+            self.totals.plan_seconds += time.perf_counter() - started
             output = schedule(*args, **kwargs)
             self._after(output, rounds)
             return output
@@ -281,6 +286,8 @@ class SchedulerHooks:
                 rounds.append(plan)
         if cut_off:
             self.pool.free_blocks(cut_off)
+        if rounds:
+            totals.batches += 1
         totals.resident = resident_total
         totals.peak_resident = max(totals.peak_resident, resident_total)
         return rounds
@@ -374,5 +381,9 @@ class SchedulerHooks:
             tokens_evicted=totals.evicted,
             blocks_reclaimed=totals.reclaimed,
             rounds_skipped=totals.skipped,
+            round_batches=totals.batches,
+            plan_seconds=totals.plan_seconds,
+            round_seconds=0.0,
+            stall_seconds=totals.plan_seconds,
             events_dropped=self.link.events_dropped if self.link is not None else 0,
         )
