@@ -1,40 +1,19 @@
-import {
-  existsSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { onDisk } from "./errors.ts";
+import { packageDirectory, version } from "./version.ts";
 
-function locate(start: string): { directory: string; version: string } {
-  for (let at = start; ; at = dirname(at)) {
-    const file = join(at, "package.json");
-    if (existsSync(file)) {
-      const { name, version } = JSON.parse(readFileSync(file, "utf8")) as { name?: string; version?: string };
-      if (name === "triattn" && version !== undefined) return { directory: at, version };
-    }
-    if (dirname(at) === at) throw new Error(`package.json of triattn not found above ${start}`);
-  }
-}
-
-const own = locate(import.meta.dirname);
-
-/** This package's version; the Python package's is the same. */
-export const version = own.version;
+export { version };
 
 /** The root of the clone that this runs from; undefined when it was installed from npm. */
 export const cloneRoot: string | undefined = (() => {
-  const root = dirname(dirname(own.directory));
+  const root = dirname(dirname(packageDirectory));
   return existsSync(join(root, "kernels", "triattn", "launch.py")) ? root : undefined;
 })();
 
 /** The directory that holds the Python package `triattn`, as it came with this one. */
 export const pythonRoot =
-  cloneRoot === undefined ? join(own.directory, "python") : join(cloneRoot, "kernels");
+  cloneRoot === undefined ? join(packageDirectory, "python") : join(cloneRoot, "kernels");
 
 const ENTRY_POINTS = `[vllm.general_plugins]
 triattn = triattn.engines.vllm.plugin:register

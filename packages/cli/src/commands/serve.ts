@@ -5,6 +5,7 @@ import { describe, explain, jsonOutput, type Output, textOutput, toJson } from "
 import { prepare, type ServePlan } from "../serve/prepare.ts";
 import { start } from "../serve/serve.ts";
 import { onSignals, signalCode } from "../serve/signals.ts";
+import { withHelp } from "./help.ts";
 
 interface Flags {
   budget?: number;
@@ -29,7 +30,7 @@ export function wholeNumber(flag: string, least: number): (text: string) => numb
 }
 
 export function serveCommand(): Command {
-  return new Command("serve")
+  const command = new Command("serve")
     .description("Serve a model with vLLM, each request's KV cache kept inside a budget.")
     .argument("<model>", "a model directory, or a name on the Hugging Face hub")
     .argument(
@@ -58,16 +59,6 @@ export function serveCommand(): Command {
     .option("--python <path>", "the Python that has the engine, or its environment's directory")
     .option("--dry-run", "check everything, print what would run, start nothing")
     .option("--json", "print events as JSON, one a line, on stdout; the engine's log goes to stderr")
-    .addHelpText(
-      "after",
-      `
-Exit codes: 0 ended by itself without error; 2 a flag, policy, budget or statistics file cannot be used;
-3 Python or the engine is missing, a port is taken, a disk is full; 4 the engine died;
-130, 143, 129 stopped by SIGINT, SIGTERM, SIGHUP; 1 anything else.
-
-Engine flags come after --. Example:
-  triattn serve Qwen/Qwen3-8B --budget 2048 -- --port 8001 --max-model-len 32768`,
-    )
     .action(async (model: string, engineFlags: string[], flags: Flags) => {
       const output = flags.json ? jsonOutput : textOutput;
       const plan = await prepare({
@@ -86,6 +77,11 @@ Engine flags come after --. Example:
       }
       process.exitCode = await run(plan, output);
     });
+  return withHelp(command, {
+    ok: "ended by itself without error",
+    codes: [[2, "a flag, policy, budget or statistics file cannot be used"], 3, 4],
+    examples: ["triattn serve Qwen/Qwen3-8B --budget 2048 -- --port 8001 --max-model-len 32768"],
+  });
 }
 
 /** Serves until a signal or the engine's end; the exit code. Throws when it does not come up, or dies. */

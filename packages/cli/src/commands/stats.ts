@@ -11,6 +11,7 @@ import {
 } from "@triattn/control";
 import { Command } from "commander";
 import { onDisk } from "../errors.ts";
+import { withHelp } from "./help.ts";
 
 interface Format {
   json?: boolean;
@@ -159,38 +160,50 @@ async function importFile(file: string, flags: ImportFlags): Promise<void> {
 
 /** `triattn stats`: the statistics on this machine. */
 export function statsCommand(): Command {
-  const command = new Command("stats").description(
-    "statistics of models' queries: list, show, import, verify",
-  );
   const json = ["--json", "one line of JSON on standard output"] as const;
-  command
-    .command("list")
-    .description("the statistics that ship with triattn and your own")
-    .option(...json)
-    .action(list);
-  command
-    .command("show")
-    .description("what a statistics file holds")
-    .argument("<statistics>", "name or file")
-    .option(...json)
-    .action(show);
-  command
-    .command("import")
-    .description("convert statistics of the reference implementation (.pt); nothing in the file is executed")
-    .argument("<file>", "file of torch.save")
-    .requiredOption("--model <path>", "directory or config.json of the model they were measured on")
-    .option("--out <file>", "file to write (default: in your own library)")
-    .option("--name <name>", "the model's name on the hub (default: as in the file or the configuration)")
-    .option("--source <text>", "where the statistics come from, noted in the file")
-    .option("--license <text>", "their licence, noted in the file")
-    .option(...json)
-    .action(importFile);
-  command
-    .command("verify")
-    .description("check that a statistics file is whole, and belongs to a model")
-    .argument("<statistics>", "name or file")
-    .option("--model <model>", "directory or hub name of the model to compare with")
-    .option(...json)
-    .action(verify);
-  return command;
+  const unusable = [2, "the statistics or the model cannot be used, or do not belong together"] as const;
+  const listed = withHelp(
+    new Command("list")
+      .description("List the statistics that ship with triattn and your own.")
+      .option(...json)
+      .action(list),
+    { codes: [2], examples: ["triattn stats list"] },
+  );
+  const shown = withHelp(
+    new Command("show")
+      .description("Show what a statistics file holds.")
+      .argument("<statistics>", "name or file")
+      .option(...json)
+      .action(show),
+    { codes: [unusable], examples: ["triattn stats show qwen3-8b"] },
+  );
+  const imported = withHelp(
+    new Command("import")
+      .description(
+        "Convert statistics of the reference implementation (.pt); nothing in the file is executed.",
+      )
+      .argument("<file>", "file of torch.save")
+      .requiredOption("--model <path>", "directory or config.json of the model they were measured on")
+      .option("--out <file>", "file to write (default: in your own library)")
+      .option("--name <name>", "the model's name on the hub (default: as in the file or the configuration)")
+      .option("--source <text>", "where the statistics come from, noted in the file")
+      .option("--license <text>", "their licence, noted in the file")
+      .option(...json)
+      .action(importFile),
+    { codes: [unusable, 3], examples: ["triattn stats import qwen3_8b.pt --model ./Qwen3-8B"] },
+  );
+  const verified = withHelp(
+    new Command("verify")
+      .description("Check that a statistics file is whole, and belongs to a model.")
+      .argument("<statistics>", "name or file")
+      .option("--model <model>", "directory or hub name of the model to compare with")
+      .option(...json)
+      .action(verify),
+    { codes: [unusable], examples: ["triattn stats verify qwen3-8b --model ./Qwen3-8B"] },
+  );
+  const command = new Command("stats").description(
+    "Statistics of models' queries, which trig and norm terms need.",
+  );
+  for (const sub of [listed, shown, imported, verified]) command.addCommand(sub);
+  return withHelp(command, { codes: [2], examples: ["triattn stats list", "triattn stats show qwen3-8b"] });
 }
