@@ -11,7 +11,18 @@ from triattn.plan import Budgeting
 BUDGETING = Budgeting(512, 128, 4, 128, True, True, 32)
 
 
-@pytest.mark.parametrize("extra", [None, {}, {"other": 1}, {"triattn_budget": 0}, {"triattn_budget": 512}])
+@pytest.mark.parametrize(
+    "extra",
+    [
+        None,
+        {},
+        {"other": 1},
+        {"triattn_budget": 0},
+        {"triattn_budget": 512},
+        {"triattn_tags": "a,b"},
+        {"triattn_tags": ["a"]},
+    ],
+)
 def test_what_works_passes(extra: dict[str, object] | None) -> None:
     check_extra_args(extra, BUDGETING, cache_tokens=4096, length=4096)
 
@@ -25,7 +36,8 @@ def test_what_works_passes(extra: dict[str, object] | None) -> None:
         ({"triattn_budget": -1}, "must be a whole number"),
         ({"triattn_budget": 10**9}, "must be a whole number"),
         ({"triattn_budget": 100}, "at least 164"),
-        ({"triattn_budgets": 512}, "no such request option; there is triattn_budget"),
+        ({"triattn_tags": 5}, "triattn_tags = 5: must be up to 16 tags"),
+        ({"triattn_budgets": 512}, "no such request option; there are triattn_budget and"),
     ],
 )
 def test_what_cannot_work_is_named(extra: dict[str, object], message: str) -> None:

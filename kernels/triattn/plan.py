@@ -49,6 +49,8 @@ class RoundPlan:
     prompt_len: int
     pin_prompt: bool
     copies: tuple[tuple[int, int, int], ...] = ()
+    policy: int = 0
+    """Which of the policies in force scores it (``triattn.rules.Verdict``)."""
 
 
 def cdiv(a: int, b: int) -> int:
@@ -69,8 +71,8 @@ class Budgeting:
     block_size: int
 
     @classmethod
-    def of(cls, policy: _Policy, block_size: int) -> Budgeting:
-        """Take the integers out of a policy document.
+    def of(cls, policy: _Policy, block_size: int, field: str = "budget") -> Budgeting:
+        """Take the integers out of a policy document; ``field`` is where its budget was given.
 
         Raises:
             ConfigError: the budget cannot hold the pinned tokens and one block.
@@ -84,7 +86,7 @@ class Budgeting:
             policy.count_prompt,
             block_size,
         )
-        self.check("budget", policy.budget)
+        self.check(field, policy.budget)
         return self
 
     @property

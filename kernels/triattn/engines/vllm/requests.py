@@ -1,4 +1,4 @@
-"""The API process: a request's own budget is checked where the client can still be told.
+"""The API process: a request's own budget and tags are checked where the client can still be told.
 
 vLLM source: ``vllm/v1/engine/input_processor.py``. vLLM answers its own validation errors with a 400.
 """
@@ -9,16 +9,13 @@ from typing import Any
 
 from triattn.errors import ConfigError
 from triattn.plan import Budgeting
-
-FIELD = "triattn_budget"
-PREFIX = "triattn_"
-LARGEST = 16_777_216
+from triattn.rules import BUDGET_OPTION, PREFIX, check_options
 
 
 def check_extra_args(
     extra: dict[str, Any] | None, budgeting: Budgeting | None, cache_tokens: int | None, length: int
 ) -> None:
-    """Refuse unknown ``triattn_*`` names and impossible budgets.
+    """Refuse unknown ``triattn_*`` names, tags that are none, and impossible budgets.
 
     Args:
         extra: the request's ``extra_args`` (``vllm_xargs`` in the OpenAI API).
@@ -30,23 +27,16 @@ def check_extra_args(
     """
     if not extra:
         return
-    for name in extra:
-        if name.startswith(PREFIX) and name != FIELD:
-            raise ConfigError(name, extra[name], f"no such request option; there is {FIELD}")
-    if FIELD not in extra:
+    value, _ = check_options(extra)
+    if value is None:
         return
-    value = extra[FIELD]
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= LARGEST:
-        raise ConfigError(
-            FIELD, value, f"must be a whole number of tokens from 0 (never compress) to {LARGEST}"
-        )
     if budgeting is not None:
-        budgeting.check(FIELD, value)
+        budgeting.check(BUDGET_OPTION, value)
     if cache_tokens is None or length <= cache_tokens:
         return
     if value == 0:
         raise ConfigError(
-            FIELD,
+            BUDGET_OPTION,
             value,
             f"uncompressed, this request may grow to {length} tokens, but the cache holds {cache_tokens}; "
             "give it a budget or fewer max_tokens",
@@ -54,7 +44,7 @@ def check_extra_args(
     # Prefill chunks are cut to what the policy's own budget leaves of the cache (SchedulerHooks).
     if budgeting is not None and value > budgeting.budget:
         raise ConfigError(
-            FIELD,
+            BUDGET_OPTION,
             value,
             f"this request may grow to {length} tokens, but the cache holds {cache_tokens}; "
             f"ask for at most {budgeting.budget}, the policy's budget, or for fewer max_tokens",
