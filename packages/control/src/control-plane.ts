@@ -1,20 +1,27 @@
-import type { PolicyDocument, PolicyInput, PresetName } from "@triattn/protocol";
+import type { PolicyInput, PresetName, Rule } from "@triattn/protocol";
 import { type Logger, pino } from "pino";
 import type { CurveOptions } from "./curve.ts";
 import { Drops } from "./drops.ts";
 import { EngineLink } from "./engine-link.ts";
-import { ControlPlaneClosed, EngineTimeout, PolicyRefused } from "./errors.ts";
+import { ConfigError, ControlPlaneClosed, EngineTimeout, PolicyRefused } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
+import type { HttpOptions, HttpServer } from "./http/options.ts";
 import { parsePolicy } from "./policy.ts";
-import { type PolicyRevision, PolicyStore } from "./policy-store.ts";
+import { type PolicyContent, type PolicyRevision, PolicyStore } from "./policy-store.ts";
 import { Rollout } from "./rollout.ts";
+import { parseRules } from "./rules.ts";
 import type { ControlCounters, ControlEvent, EngineView, PolicyResult } from "./types.ts";
+import { Watches, type Watching, type WatchOptions } from "./watches.ts";
 
 export interface ControlPlaneOptions {
   /** The first policy. Without one, engines wait for `setPolicy`. */
   readonly policy?: PolicyInput | PresetName;
+  /** Requests that the policy does not hold for; the first rule that matches decides. */
+  readonly rules?: readonly Rule[];
   /** Path of the statistics file, as the engine sees it. */
   readonly statistics?: string | null;
+  /** Serves the HTTP API, metrics and the dashboard. Default: not. */
+  readonly http?: HttpOptions;
   /** ipc:///path in a directory of your own, or tcp://host:port with `curve`. Default: ipc in a new private directory. */
   readonly endpoint?: string;
   readonly curve?: CurveOptions;
@@ -29,6 +36,8 @@ export interface ControlPlaneOptions {
 }
 
 export interface SetPolicyOptions {
+  /** Requests that the policy does not hold for. Default: as before. */
+  readonly rules?: readonly Rule[];
   /** Path of the statistics file, as the engine sees it; null for none. Default: as before. */
   readonly statistics?: string | null;
 }
@@ -39,14 +48,25 @@ export interface ControlPlane {
   readonly endpoint: string;
   /** The policy in force; undefined before the first. */
   readonly policy: PolicyRevision | undefined;
+  /** Base URL of the HTTP API; undefined where it is not served. */
+  readonly url: string | undefined;
+  /** Revisions that were in force, oldest first, the current one last; the newest hundred. */
+  history(): readonly PolicyRevision[];
   /**
-   * Replaces the policy while engines run. Resolves when all connected engines have acknowledged it,
+   * Replaces the policy, its rules and statistics while engines run. Resolves when all connected engines have acknowledged it,
    * with the step at which each began to use it; without engines, at once. Calls take effect in order.
    *
    * Rejects with ConfigError (the document), PolicyRefused (an engine cannot use it; the policy before is
    * in force again, under a new revision) or PolicyUnacknowledged (no answer in time).
    */
   setPolicy(policy: PolicyInput | PresetName, options?: SetPolicyOptions): Promise<PolicyResult>;
+  /**
+   * Puts an earlier revision in force again, under a new number; the one before the current by default.
+   * Rejects with ConfigError when it is not in `history()`, otherwise as `setPolicy` does.
+   */
+  rollback(revision?: number): Promise<PolicyResult>;
+  /** Asks engines for reports that cost them something, which `events()` then yields, until it is closed. */
+  watch(options: WatchOptions): Watching;
   /** Engines that are connected, or were. */
   engines(): readonly EngineView[];
   counters(): ControlCounters;
@@ -65,7 +85,10 @@ export interface ControlPlane {
 export async function createControlPlane(options: ControlPlaneOptions = {}): Promise<ControlPlane> {
   const policy = options.policy === undefined ? undefined : parsePolicy(options.policy);
   const store = new PolicyStore();
-  if (policy !== undefined) store.replace(policy, options.statistics ?? null);
+  if (policy !== undefined) {
+    const rules = parseRules(options.rules ?? [], policy);
+    store.replace({ policy, statistics: options.statistics ?? null, rules });
+  }
   const logger = options.logger ?? pino({ name: "triattn", level: "warn" }, pino.destination(2));
   const drops = new Drops(logger);
   const plane = new Plane(options, store, drops, logger);
@@ -78,6 +101,15 @@ export async function createControlPlane(options: ControlPlaneOptions = {}): Pro
     silenceMs: options.silenceMs ?? 15_000,
     publish: (event) => plane.publish(event),
   });
+  if (options.http === undefined) return plane;
+  try {
+    // Only whoever serves it pays for loading it.
+    const { serveHttp } = await import("./http/server.ts");
+    plane.http = await serveHttp(plane, options.http, logger);
+  } catch (error) {
+    await plane.close();
+    throw error;
+  }
   return plane;
 }
 
@@ -88,12 +120,17 @@ interface Waiter {
 
 class Plane implements ControlPlane {
   link!: EngineLink;
+  http: HttpServer | undefined;
   readonly #options: ControlPlaneOptions;
   readonly #store: PolicyStore;
   readonly #drops: Drops;
   readonly #logger: Logger;
   readonly #streams = new Set<EventStream<ControlEvent>>();
   readonly #waiters = new Set<Waiter>();
+  readonly #watches = new Watches(
+    () => this.link.engines.connected().map(({ id }) => id),
+    (engineId, watch) => this.link.send(engineId, watch),
+  );
   /** The rollout under way, and the revision from which an answer is an answer to it. */
   #rollout: { readonly target: number; readonly rollout: Rollout } | undefined;
   #queue: Promise<unknown> = Promise.resolve();
@@ -113,6 +150,18 @@ class Plane implements ControlPlane {
 
   get policy(): PolicyRevision | undefined {
     return this.#store.current;
+  }
+
+  get url(): string | undefined {
+    return this.http?.url;
+  }
+
+  history(): readonly PolicyRevision[] {
+    return this.#store.history;
+  }
+
+  watch(options: WatchOptions): Watching {
+    return this.#watches.add(options);
   }
 
   engines(): readonly EngineView[] {
@@ -142,9 +191,23 @@ class Plane implements ControlPlane {
 
   async setPolicy(input: PolicyInput | PresetName, options: SetPolicyOptions = {}): Promise<PolicyResult> {
     const policy = parsePolicy(input);
-    const result = this.#queue.then(() => this.#replace(policy, options));
-    this.#queue = result.catch(() => {});
-    return result;
+    if (options.rules !== undefined) parseRules(options.rules, policy);
+    return this.#enqueue(() => {
+      const before = this.#store.current;
+      const statistics = options.statistics === undefined ? (before?.statistics ?? null) : options.statistics;
+      return { policy, statistics, rules: parseRules(options.rules ?? before?.rules ?? [], policy) };
+    });
+  }
+
+  rollback(revision?: number): Promise<PolicyResult> {
+    return this.#enqueue(() => {
+      const history = this.#store.history;
+      const found =
+        revision === undefined ? history.at(-2) : history.find((old) => old.revision === revision);
+      if (found !== undefined) return found;
+      const known = history.map((old) => old.revision).join(", ") || "none";
+      throw new ConfigError("revision", revision ?? "the one before", `one of those remembered: ${known}`);
+    });
   }
 
   waitForEngine(options: { readonly timeoutMs?: number } = {}): Promise<EngineView> {
@@ -186,6 +249,7 @@ class Plane implements ControlPlane {
     switch (event.type) {
       case "connected":
         this.#rollout?.rollout.join(event.engine.engineId);
+        this.#watches.joined(event.engine.engineId);
         if (this.#ready(event.engine)) this.#release(event.engine);
         break;
       case "disconnected":
@@ -223,11 +287,17 @@ class Plane implements ControlPlane {
     for (const waiter of [...this.#waiters]) waiter.resolve(engine);
   }
 
-  async #replace(policy: PolicyDocument, options: SetPolicyOptions): Promise<PolicyResult> {
+  /** Calls take effect in order; `content` is asked when its turn comes. */
+  #enqueue(content: () => PolicyContent): Promise<PolicyResult> {
+    const result = this.#queue.then(() => this.#replace(content()));
+    this.#queue = result.catch(() => {});
+    return result;
+  }
+
+  async #replace(content: PolicyContent): Promise<PolicyResult> {
     const before = this.#store.current;
-    const statistics = options.statistics === undefined ? (before?.statistics ?? null) : options.statistics;
     try {
-      return await this.#roll(this.#store.replace(policy, statistics));
+      return await this.#roll(this.#store.replace(content));
     } catch (error) {
       if (error instanceof PolicyRefused) await this.#rollback(before);
       throw error;
@@ -264,6 +334,8 @@ class Plane implements ControlPlane {
   async #close(): Promise<void> {
     this.#rollout?.rollout.fail(new ControlPlaneClosed());
     for (const waiter of [...this.#waiters]) waiter.reject(new ControlPlaneClosed());
+    await this.http?.close();
+    this.#watches.close();
     await this.link.close();
     for (const stream of [...this.#streams]) stream.end();
   }

@@ -5,6 +5,7 @@ import type { Drops } from "./drops.ts";
 import { EngineSocket, type SendResult } from "./engine-socket.ts";
 import { Engine, Engines } from "./engines.ts";
 import type { PolicyRevision, PolicyStore } from "./policy-store.ts";
+import { engineRules } from "./rules.ts";
 import type { ControlEvent } from "./types.ts";
 
 export interface EngineLinkOptions {
@@ -65,6 +66,12 @@ export class EngineLink {
   /** Sends the policy in force to every engine that has not been sent it. */
   deliver(): void {
     for (const engine of this.engines.connected()) void this.#deliver(engine);
+  }
+
+  /** Sends a message that need not arrive: it is sent again, or stands for itself. */
+  send(engineId: string, message: ControlMessage): void {
+    const engine = this.engines.get(engineId);
+    if (engine !== undefined) void this.#reach(engine, message);
   }
 
   async close(): Promise<void> {
@@ -174,7 +181,7 @@ export class EngineLink {
     const current = this.#options.store.current;
     if (current === undefined || engine.sent === current.revision) return;
     engine.sent = current.revision;
-    const result = await this.#reach(engine, asMessage(current));
+    const result = await this.#reach(engine, asMessage(current, engine.hello.model.name));
     if (result === "sent") engine.highestSent = Math.max(engine.highestSent, current.revision);
     // It does not read: the next tick tries again.
     else if (result === "full" && engine.sent === current.revision) engine.sent = 0;
@@ -210,6 +217,6 @@ export class EngineLink {
 }
 
 /** The store's revisions are frozen all the way down, which the message's type cannot say. */
-function asMessage(revision: PolicyRevision): ControlMessage {
-  return { type: "policy", ...revision, rules: [...revision.rules], policies: [...revision.policies] };
+function asMessage({ revision, policy, statistics, rules }: PolicyRevision, model: string): ControlMessage {
+  return { type: "policy", revision, policy, statistics, ...engineRules(rules, model) };
 }

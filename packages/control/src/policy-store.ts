@@ -1,16 +1,23 @@
-import type { EngineRule, PolicyDocument } from "@triattn/protocol";
+import type { PolicyDocument, Rule } from "@triattn/protocol";
 
-/** One policy in the order of all that this control plane has had. */
-export interface PolicyRevision {
-  readonly revision: number;
+/** What an operator decides: all of it is replaced together. */
+export interface PolicyContent {
   readonly policy: PolicyDocument;
   /** Path of the statistics file, as the engine sees it. */
   readonly statistics: string | null;
-  /** What requests it does not hold for, see EngineRule; the first that matches decides. */
-  readonly rules: readonly EngineRule[];
-  /** Policies that rules name by index. */
-  readonly policies: readonly PolicyDocument[];
+  /** Requests that the policy does not hold for; the first that matches decides. Their policies are complete. */
+  readonly rules: readonly Rule[];
 }
+
+/** One policy in the order of all that this control plane has had. */
+export interface PolicyRevision extends PolicyContent {
+  readonly revision: number;
+  /** When it was put in force, ISO 8601. */
+  readonly since: string;
+}
+
+/** Revisions remembered, to go back to. */
+const MOST_REMEMBERED = 100;
 
 /**
  * The policy in force. It is replaced whole, never changed, and each replacement has a higher
@@ -19,6 +26,7 @@ export interface PolicyRevision {
 export class PolicyStore {
   #current: PolicyRevision | undefined;
   #last = 0;
+  #history: PolicyRevision[] = [];
 
   get current(): PolicyRevision | undefined {
     return this.#current;
@@ -29,25 +37,24 @@ export class PolicyStore {
     return this.#last;
   }
 
-  replace(
-    policy: PolicyDocument,
-    statistics: string | null,
-    rules: readonly EngineRule[] = [],
-    policies: readonly PolicyDocument[] = [],
-  ): PolicyRevision {
+  /** Revisions that were in force, oldest first, the current one last. */
+  get history(): readonly PolicyRevision[] {
+    return this.#history;
+  }
+
+  replace({ policy, statistics, rules }: PolicyContent): PolicyRevision {
     this.#last += 1;
-    const content = structuredClone({ policy, statistics, rules, policies });
-    this.#current = deepFreeze({ revision: this.#last, ...content });
+    const content = structuredClone({ policy, statistics, rules });
+    this.#current = deepFreeze({ revision: this.#last, since: new Date().toISOString(), ...content });
+    this.#history = [...this.#history, this.#current].slice(-MOST_REMEMBERED);
     return this.#current;
   }
 
-  /** Goes back to `before`; undefined when there was none. */
+  /** The current revision never came into force: goes back to `before`; undefined when there was none. */
   rollback(before: PolicyRevision | undefined): PolicyRevision | undefined {
-    if (before === undefined) {
-      this.#current = undefined;
-      return undefined;
-    }
-    return this.replace(before.policy, before.statistics, before.rules, before.policies);
+    this.#history = this.#history.filter((revision) => revision !== this.#current);
+    this.#current = undefined;
+    return before === undefined ? undefined : this.replace(before);
   }
 
   /**
@@ -57,8 +64,9 @@ export class PolicyStore {
   raise(revision: number): boolean {
     if (revision < this.#last) return false;
     this.#last = revision;
-    if (this.#current === undefined) return false;
-    this.rollback(this.#current);
+    const current = this.#current;
+    if (current === undefined) return false;
+    this.rollback(current);
     return true;
   }
 }

@@ -3,39 +3,45 @@ import type { z } from "zod";
 import { ConfigError } from "./errors.ts";
 
 /** The complete document of a preset. Throws ConfigError for a name that is not there. */
-export function preset(name: string): PolicyDocument {
+export function preset(name: string, field = "policy"): PolicyDocument {
   const input = Object.hasOwn(presets, name) ? presets[name as PresetName] : undefined;
   if (input === undefined) {
-    throw new ConfigError("policy", name, `one of ${Object.keys(presets).sort().join(", ")}`);
+    throw new ConfigError(field, name, `one of ${Object.keys(presets).sort().join(", ")}`);
   }
   return PolicyDocument.parse(input);
 }
 
 /**
  * A complete policy from a preset's name or a document given in part.
- * Throws ConfigError naming the field, its value and what would be accepted.
+ * Throws ConfigError naming the field (below `field`), its value and what would be accepted.
  */
-export function parsePolicy(input: PolicyInput | PresetName): PolicyDocument {
-  if (typeof input === "string") return preset(input);
+export function parsePolicy(input: PolicyInput | PresetName, field = "policy"): PolicyDocument {
+  if (typeof input === "string") return preset(input, field);
   const parsed = PolicyDocument.safeParse(input);
-  if (!parsed.success) throw explain(parsed.error, input);
-  checkPolicy(parsed.data);
+  if (!parsed.success) throw explain(parsed.error, input, field);
+  checkPolicy(parsed.data, field);
   return parsed.data;
 }
 
 /** Throws ConfigError when the policy contradicts itself, whatever the engine. */
-export function checkPolicy(policy: PolicyDocument): void {
-  const pinned = policy.pin.sinks + policy.pin.window;
-  if (policy.budget > 0 && policy.budget < pinned) {
+export function checkPolicy(policy: PolicyDocument, field = "policy"): void {
+  checkPinned(`${field}.budget`, policy.budget, policy);
+}
+
+/** Throws ConfigError for a budget that cannot hold what the policy pins. */
+export function checkPinned(field: string, budget: number, { pin }: PolicyDocument): void {
+  const pinned = pin.sinks + pin.window;
+  if (budget > 0 && budget < pinned) {
     throw new ConfigError(
-      "policy.budget",
-      policy.budget,
+      field,
+      budget,
       `at least pin.sinks + pin.window = ${pinned}, or 0 to never compress`,
     );
   }
 }
 
-function explain(error: z.ZodError, input: unknown): ConfigError {
+/** The first thing that is wrong with `input`, as one error; `field` is what `input` is called. */
+export function explain(error: z.ZodError, input: unknown, field: string): ConfigError {
   const issue = error.issues[0];
   const path = issue?.path ?? [];
   let value: unknown = input;
@@ -43,7 +49,7 @@ function explain(error: z.ZodError, input: unknown): ConfigError {
     value = typeof value === "object" && value !== null ? Reflect.get(value, step) : undefined;
   }
   return new ConfigError(
-    ["policy", ...path].join("."),
+    [field, ...path].join("."),
     value === undefined ? "missing" : value,
     issue?.message ?? error.message,
   );

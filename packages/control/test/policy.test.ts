@@ -90,7 +90,11 @@ describe("PolicyStore", () => {
           const before = store.last;
           const content = store.current;
           if (step.kind === "replace") {
-            const made = store.replace({ ...preset("random"), seed: step.seed }, null);
+            const made = store.replace({
+              policy: { ...preset("random"), seed: step.seed },
+              statistics: null,
+              rules: [],
+            });
             expect(made.policy.seed).toBe(step.seed);
             expect(made.revision).toBe(before + 1);
           } else if (step.kind === "rollback") {
@@ -112,7 +116,7 @@ describe("PolicyStore", () => {
 
   test("a policy in force cannot be changed", () => {
     const mine = preset("blend");
-    const { policy } = new PolicyStore().replace(mine, null);
+    const { policy } = new PolicyStore().replace({ policy: mine, statistics: null, rules: [] });
     mine.pin.sinks = 99;
     expect(policy.pin.sinks).toBe(4);
     expect(() => {

@@ -125,8 +125,10 @@ export interface ApiEvent {
 }
 
 /**
- * `GET /api/events` (text/event-stream): `event:` is the key, `data:` the JSON. `events` come in batches, at
- * most ten times a second. `?requests=1` and `?kept=ENGINE/REQUEST` ask the engines for what costs them something.
+ * `GET /api/events` (text/event-stream): `event:` is the key, `data:` the JSON. `state` comes at once and then
+ * whenever it changed, at most twice a second. `events` come in batches, at most ten times a second, each with
+ * the `id:` of its newest; first the newest there are, or with `Last-Event-ID` those after it.
+ * `?requests=1` and `?kept=ENGINE/REQUEST` ask the engines for what costs them something, while the stream lasts.
  */
 export interface ApiStream {
   readonly state: ApiState;
@@ -143,7 +145,25 @@ export interface ApiPolicyRequest {
   readonly statistics?: string | null;
 }
 
-/** Of `PUT /api/policy`, and of `POST /api/policy/rollback` with `{"revision": N}`. */
+/** `GET /api/policy/history`: newest first, the one in force is the first; refused ones are not there. */
+export interface ApiHistory {
+  readonly revisions: readonly ApiPolicy[];
+}
+
+/** `POST /api/policy/rollback`: puts an earlier revision in force again, under a new number. */
+export interface ApiRollbackRequest {
+  readonly revision: number;
+}
+
+/**
+ * `POST /api/session`: answers 204 and sets a cookie that stands for the token, for pages that cannot send a
+ * header (`EventSource`). Programs send `authorization: Bearer TOKEN` instead. Without a token in force neither is needed.
+ */
+export interface ApiSessionRequest {
+  readonly token: string;
+}
+
+/** Of `PUT /api/policy` and `POST /api/policy/rollback`. */
 export interface ApiPolicyResponse {
   readonly revision: number;
   readonly engines: readonly { readonly engineId: string; readonly step: JsonCount }[];
@@ -156,11 +176,15 @@ export interface ApiPreview {
   readonly changes: readonly { readonly path: string; readonly from: unknown; readonly to: unknown }[];
   readonly engines: readonly {
     readonly engineId: string;
+    /** Requests that a round would fire for at once, and what these rounds would free. */
     readonly requestsCompressed: number;
     readonly tokensEvicted: number;
     readonly blocksReclaimed: number;
+    /** Blocks in use over blocks of the cache, 0 … 1. */
     readonly cacheUsedBefore: number;
     readonly cacheUsedAfter: number;
+    /** Running requests that the numbers are of; 0 also where the engine did not report them in time. */
+    readonly requests: number;
   }[];
 }
 
