@@ -7,7 +7,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setupEnvironment, setupModel } from "./setup/index.ts";
-import { type EnvironmentName, environments, pythonOf, root } from "./setup/paths.ts";
+import { type EnvironmentName, environments, pythonOf, root, vllmEnvironments } from "./setup/paths.ts";
 import { SetupError, say } from "./setup/steps.ts";
 import { type Result, runStage, type Stage } from "./test/stage.ts";
 
@@ -16,7 +16,7 @@ const quick = args.includes("--quick");
 const wanted = args.filter((arg) => !arg.startsWith("--"));
 const reports = mkdtempSync(join(tmpdir(), "triattn-test-"));
 const bin = (name: string) => join(root, "node_modules", ".bin", name);
-const [newest] = environments;
+const [newest] = vllmEnvironments;
 
 function vitest(name: string, project: string, env: NodeJS.ProcessEnv = {}): Stage {
   const file = join(reports, `${name}.json`);
@@ -70,7 +70,7 @@ function stages(): Stage[] {
     pytest("pytest", newest, ["kernels/tests", "--ignore=kernels/tests/engine", "-m", marks]),
   ];
   if (quick) return [...lint, ...units];
-  const engines = environments.flatMap((name) => [
+  const engines = vllmEnvironments.flatMap((name) => [
     pytest(`engine-${name}`, name, ["kernels/tests/engine"]),
     vitest(`serve-${name}`, "engine", { TRIATTN_TEST_PYTHON: pythonOf(name) }),
   ]);

