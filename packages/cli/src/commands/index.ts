@@ -15,6 +15,11 @@ export const commands: readonly CommandEntry[] = [
     load: async () => (await import("./serve.ts")).serveCommand(),
   },
   {
+    name: "plan",
+    summary: "which budget fits a model on a GPU, and how fast it would be",
+    load: async () => (await import("./plan.ts")).planCommand(),
+  },
+  {
     name: "demo",
     summary: "full KV against compressed, side by side, on this machine",
     load: async () => (await import("./demo.ts")).demoCommand(),

@@ -11,6 +11,7 @@ import {
 } from "@triattn/control";
 import { Command } from "commander";
 import { onDisk } from "../errors.ts";
+import { columns } from "../text.ts";
 import { withHelp } from "./help.ts";
 
 interface Format {
@@ -21,19 +22,6 @@ const print = (text: string): void => {
   process.stdout.write(`${text}\n`);
 };
 const printJson = (value: unknown): void => print(JSON.stringify(value));
-
-/** Rows of text as columns of equal width. */
-export function columns(rows: readonly (readonly string[])[]): string {
-  const widths = (rows[0] ?? []).map((_, i) => Math.max(...rows.map((row) => row[i]?.length ?? 0)));
-  return rows
-    .map((row) =>
-      row
-        .map((cell, i) => cell.padEnd(widths[i] ?? 0))
-        .join("  ")
-        .trimEnd(),
-    )
-    .join("\n");
-}
 
 /** A file name for a model's statistics: the last part of its name, in small letters. */
 export function statisticsFileName(model: string): string {
