@@ -6,9 +6,11 @@ export type {
   PolicyDocument,
   PolicyInput,
   PresetName,
+  Rule,
 } from "@triattn/protocol";
 export { EngineDied, EnvironmentError } from "./errors.ts";
 export { version } from "./package.ts";
+export type { DashboardOptions } from "./serve/dashboard.ts";
 export type { EngineExit, EngineState, Stream } from "./serve/engine-process.ts";
 export { prepare, type ServeOptions, type ServePlan } from "./serve/prepare.ts";
 export type { EngineEnvironment } from "./serve/python.ts";

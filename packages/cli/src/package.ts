@@ -15,6 +15,15 @@ export const cloneRoot: string | undefined = (() => {
 export const pythonRoot =
   cloneRoot === undefined ? join(packageDirectory, "python") : join(cloneRoot, "kernels");
 
+/** Where the dashboard's built page is; undefined where it is not built. */
+export function dashboardDirectory(): string | undefined {
+  const directory =
+    cloneRoot === undefined
+      ? join(packageDirectory, "dashboard")
+      : join(cloneRoot, "packages", "dashboard", "dist", "page");
+  return existsSync(join(directory, "index.html")) ? directory : undefined;
+}
+
 const ENTRY_POINTS = `[vllm.general_plugins]
 triattn = triattn.engines.vllm.plugin:register
 `;

@@ -1,6 +1,8 @@
 import { ConfigError } from "@triattn/control";
 import { Command, Option } from "commander";
+import type { Logger } from "pino";
 import { ExitCode } from "../errors.ts";
+import { createLogger, LOG_LEVELS, type LogLevel } from "../serve/logger.ts";
 import { describe, explain, jsonOutput, type Output, textOutput, toJson } from "../serve/output.ts";
 import { prepare, type ServePlan } from "../serve/prepare.ts";
 import { start } from "../serve/serve.ts";
@@ -14,6 +16,10 @@ interface Flags {
   stats?: string;
   backend?: "vllm";
   python?: string;
+  dashboard?: boolean | string;
+  dashboardToken?: string;
+  logLevel?: LogLevel;
+  logJson?: boolean;
   dryRun?: boolean;
   json?: boolean;
 }
@@ -57,6 +63,18 @@ export function serveCommand(): Command {
     )
     .addOption(new Option("--backend <engine>", "the engine").choices(["vllm"]).default("vllm"))
     .option("--python <path>", "the Python that has the engine, or its environment's directory")
+    .option(
+      "--dashboard [host:port]",
+      "serve the dashboard, the HTTP API and metrics (default: 127.0.0.1:9470; port 0: a free one)",
+    )
+    .option(
+      "--dashboard-token <file>",
+      "the token that they ask for (or TRIATTN_HTTP_TOKEN); needed where other machines reach them",
+    )
+    .addOption(
+      new Option("--log-level <level>", "what the control plane logs").choices(LOG_LEVELS).default("warn"),
+    )
+    .option("--log-json", "log as JSON, one object a line, on stderr")
     .option("--dry-run", "check everything, print what would run, start nothing")
     .option("--json", "print events as JSON, one a line, on stdout; the engine's log goes to stderr")
     .action(async (model: string, engineFlags: string[], flags: Flags) => {
@@ -70,12 +88,15 @@ export function serveCommand(): Command {
         backend: flags.backend,
         python: flags.python,
         engineFlags,
+        dashboard: flags.dashboard,
+        dashboardToken: flags.dashboardToken,
       });
       if (flags.dryRun) {
         process.stdout.write(`${flags.json ? toJson(describe(plan)) : explain(plan)}\n`);
         return;
       }
-      process.exitCode = await run(plan, output);
+      const logger = createLogger({ level: flags.logLevel, json: flags.logJson });
+      process.exitCode = await run(plan, output, logger);
     });
   return withHelp(command, {
     ok: "ended by itself without error",
@@ -85,9 +106,9 @@ export function serveCommand(): Command {
 }
 
 /** Serves until a signal or the engine's end; the exit code. Throws when it does not come up, or dies. */
-async function run(plan: ServePlan, output: Output): Promise<number> {
+async function run(plan: ServePlan, output: Output, logger: Logger): Promise<number> {
   output.starting(plan);
-  const served = await start(plan, { onLine: output.line });
+  const served = await start(plan, { onLine: output.line, logger });
   let stoppedBy: NodeJS.Signals | undefined;
   const unlisten = onSignals(
     (signal) => {

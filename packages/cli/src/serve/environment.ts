@@ -1,5 +1,6 @@
 import { delimiter } from "node:path";
 import type { PolicyDocument } from "@triattn/protocol";
+import { TOKEN_VARIABLE } from "./dashboard.ts";
 
 const PLUGIN = "triattn";
 
@@ -21,6 +22,8 @@ export function engineVariables(
   return {
     ...Object.fromEntries(reference.map((name) => [name, undefined])),
     ENABLE_TRIATTENTION: undefined,
+    // A secret of the control plane's.
+    [TOKEN_VARIABLE]: undefined,
     PYTHONPATH: inherited ? plugin + delimiter + inherited : plugin,
     // Otherwise its log arrives late, and the last lines before a crash never.
     PYTHONUNBUFFERED: "1",

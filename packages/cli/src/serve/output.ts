@@ -1,5 +1,5 @@
 import { FieldError } from "@triattn/control";
-import type { PolicyDocument } from "@triattn/protocol";
+import { DEFAULT_HTTP_PORT, type PolicyDocument } from "@triattn/protocol";
 import { EngineDied, ExitCode, exitCodeOf } from "../errors.ts";
 import type { EngineExit, Stream } from "./engine-process.ts";
 import type { ServePlan } from "./prepare.ts";
@@ -26,8 +26,13 @@ export function describe(plan: ServePlan): Record<string, unknown> {
     url: plan.url ?? null,
     policy: plan.policy,
     policySource: plan.source,
+    rules: plan.rules,
     statistics: plan.statistics,
     warnings: plan.warnings,
+    dashboard:
+      plan.http === undefined
+        ? null
+        : `${plan.http.host ?? "127.0.0.1"}:${plan.http.port ?? DEFAULT_HTTP_PORT}`,
   };
 }
 
@@ -53,6 +58,7 @@ export function explain(plan: ServePlan): string {
     ["command", [engine.python, ...plan.args].map(quote).join(" ")],
     ["environment", shown.filter((line) => line !== undefined).join(" ")],
     ["policy", `${policyLine(plan.policy)} (${plan.source})`],
+    ...(plan.rules.length === 0 ? [] : [["rules", plan.rules.map(({ name }) => name).join(", ")]]),
     ["statistics", plan.statistics ?? "none"],
     ...(plan.url === undefined ? [] : [["address", plan.url]]),
   ];
@@ -109,11 +115,12 @@ const note = (text: string) => process.stderr.write(`triattn: ${text.replaceAll(
 export const textOutput: Output = {
   starting: (plan) => note(explain(plan)),
   line: (text, stream) => process[stream].write(`${text}\n`),
-  ready: ({ url, controlPlane }) => {
+  ready: ({ url, controlPlane, dashboard }) => {
     const [engine] = controlPlane.engines();
     const cache = engine?.hello.cache;
     const size = cache === undefined ? "" : `, cache of ${cache.blocks} blocks of ${cache.blockSize} tokens`;
     note(`ready at ${url ?? "its socket"} (runner ${engine?.hello.engine.runner}${size})`);
+    if (dashboard !== undefined) note(`dashboard at ${dashboard}`);
   },
   stopping: (signal) => note(`${signal}: stopping the engine (once more to kill it)`),
   stopped: ({ code, signal }) => note(`the engine ended (${signal ?? `exit code ${code}`})`),
@@ -124,8 +131,10 @@ export const textOutput: Output = {
 export const jsonOutput: Output = {
   starting: (plan) => event("starting", describe(plan)),
   line: (text) => process.stderr.write(`${text}\n`),
-  ready: ({ url, controlPlane }) => {
-    event("ready", { url: url ?? null, endpoint: controlPlane.endpoint, engines: controlPlane.engines() });
+  ready: ({ url, controlPlane, dashboard }) => {
+    const { endpoint } = controlPlane;
+    const engines = controlPlane.engines();
+    event("ready", { url: url ?? null, endpoint, dashboard: dashboard ?? null, engines });
   },
   stopping: (signal) => event("stopping", { signal }),
   stopped: (exit) => event("stopped", { ...exit }),

@@ -2,17 +2,20 @@ import { existsSync, readFileSync } from "node:fs";
 import {
   ConfigError,
   parsePolicy,
+  parseRules,
   policyFromReference,
   preset,
   StatisticsError,
   StatisticsLibrary,
 } from "@triattn/control";
-import type { PolicyDocument, PolicyInput } from "@triattn/protocol";
+import type { PolicyDocument, PolicyInput, PresetName, Rule } from "@triattn/protocol";
 
 export interface PolicyOptions {
   readonly model: string;
-  /** A preset's name, a JSON file, or a document. */
+  /** A preset's name, a JSON file (a document, or `{"policy": …, "rules": […]}`), or a document. */
   readonly policy?: string | PolicyInput | undefined;
+  /** Requests that the policy does not hold for; instead of those of the policy's file. */
+  readonly rules?: readonly Rule[] | undefined;
   readonly budget?: number | undefined;
   readonly interval?: number | undefined;
   /** A statistics file, or the name of one that this machine has. */
@@ -21,6 +24,7 @@ export interface PolicyOptions {
 
 export interface ResolvedPolicy {
   readonly policy: PolicyDocument;
+  readonly rules: readonly Rule[];
   /** Where it came from, for people to read. */
   readonly source: string;
   /** Path of the statistics file; null when none is known and none is needed. */
@@ -31,7 +35,7 @@ export interface ResolvedPolicy {
 const DEFAULT = "triattention";
 const SWITCH = "ENABLE_TRIATTENTION";
 
-function readDocument(path: string): PolicyInput {
+function readDocument(path: string): unknown {
   let text: string;
   try {
     text = readFileSync(path, "utf8");
@@ -47,29 +51,51 @@ function readDocument(path: string): PolicyInput {
   }
 }
 
+interface Document {
+  readonly policy: PolicyDocument;
+  readonly rules?: readonly Rule[] | undefined;
+}
+
+/** A document of a file: a policy, or `{"policy": …, "rules": […]}`. Throws ConfigError. */
+function parseDocument(input: unknown): Document {
+  const isObject = typeof input === "object" && input !== null && !Array.isArray(input);
+  if (!isObject || !("policy" in input || "rules" in input))
+    return { policy: parsePolicy(input as PolicyInput) };
+  const {
+    policy,
+    rules = [],
+    ...more
+  } = input as { policy?: PolicyInput | PresetName; rules?: readonly Rule[] };
+  const [unknown] = Object.keys(more);
+  if (unknown !== undefined) {
+    throw new ConfigError(unknown, Reflect.get(more, unknown), "a file with rules has policy and rules only");
+  }
+  const parsed = parsePolicy(policy ?? ({} as PolicyInput));
+  return { policy: parsed, rules: parseRules(rules, parsed) };
+}
+
 /** A policy by its preset's name, its file, or as JSON. Throws ConfigError. */
-function named(text: string): PolicyDocument {
+function named(text: string): Document {
   if (text.trimStart().startsWith("{")) {
     try {
-      return parsePolicy(JSON.parse(text));
+      return parseDocument(JSON.parse(text));
     } catch (error) {
       if (error instanceof SyntaxError)
         throw new ConfigError("policy", text, `is not JSON (${error.message})`);
       throw error;
     }
   }
-  if (/[/\\]|\.json$/.test(text)) return parsePolicy(readDocument(text));
+  if (/[/\\]|\.json$/.test(text)) return parseDocument(readDocument(text));
   try {
-    return preset(text);
+    return { policy: preset(text) };
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
-    if (existsSync(text)) return parsePolicy(readDocument(text));
+    if (existsSync(text)) return parseDocument(readDocument(text));
     throw new ConfigError("policy", text, `${error.remedy}, or a JSON file`);
   }
 }
 
-type Found = {
-  policy: PolicyDocument;
+type Found = Document & {
   source: string;
   statistics?: string | undefined;
   warnings: readonly string[];
@@ -80,10 +106,10 @@ function find(given: PolicyOptions["policy"], environment: NodeJS.ProcessEnv): F
   if (given !== undefined) {
     if (typeof given !== "string")
       return { policy: parsePolicy(given), source: "a document", warnings: none };
-    return { policy: named(given), source: given, warnings: none };
+    return { ...named(given), source: given, warnings: none };
   }
   const variable = environment.TRIATTN_POLICY?.trim();
-  if (variable) return { policy: named(variable), source: "TRIATTN_POLICY", warnings: none };
+  if (variable) return { ...named(variable), source: "TRIATTN_POLICY", warnings: none };
   const reference = policyFromReference(environment);
   if (reference !== undefined) return { ...reference, source: "TRIATTN_RUNTIME_*" };
   const base = preset(DEFAULT);
@@ -102,14 +128,18 @@ export function needsStatistics({ budget, terms }: PolicyDocument): boolean {
   return budget > 0 && terms.some(({ kind }) => kind === "trig" || kind === "norm");
 }
 
-function findStatistics(policy: PolicyDocument, model: string, named: string | undefined): string | null {
+function findStatistics(
+  policies: readonly PolicyDocument[],
+  model: string,
+  named: string | undefined,
+): string | null {
   const library = new StatisticsLibrary();
   if (named !== undefined) return library.use(named, model).entry.path;
   try {
     return library.lookup(model).entry.path;
   } catch (error) {
     // A policy that needs them may still follow while the engine runs; it is refused then, if they are still missing.
-    if (error instanceof StatisticsError && !needsStatistics(policy)) return null;
+    if (error instanceof StatisticsError && !policies.some(needsStatistics)) return null;
     throw error;
   }
 }
@@ -128,21 +158,39 @@ export function resolvePolicy(
     ...(options.interval === undefined ? {} : { interval: options.interval }),
   };
   const policy = parsePolicy({ ...found.policy, ...changes });
+  const rules = parseRules(options.rules ?? found.rules ?? [], policy);
   const statistics =
     options.statistics ?? found.statistics ?? (environment.TRIATTN_STATS?.trim() || undefined);
   return {
     policy,
+    rules,
     source: found.source,
-    statistics: findStatistics(policy, options.model, statistics),
+    statistics: findStatistics([policy, ...policiesOf(rules)], options.model, statistics),
     warnings: found.warnings,
   };
 }
 
+/** The policies of rules, which `parseRules` has written out. */
+function policiesOf(rules: readonly Rule[]): PolicyDocument[] {
+  return rules.flatMap(({ policy }) => (policy === undefined ? [] : [policy as PolicyDocument]));
+}
+
 /** Throws ConfigError for a budget that no cache of such blocks can keep; the engine checks it once more. */
-export function checkBudget({ budget, pin }: PolicyDocument, blockSize: number): void {
+export function checkBudget(
+  { policy, rules }: { policy: PolicyDocument; rules: readonly Rule[] },
+  blockSize: number,
+): void {
+  checkOne("budget", policy.budget, policy, blockSize);
+  for (const [index, rule] of rules.entries()) {
+    const own = (rule.policy as PolicyDocument | undefined) ?? policy;
+    checkOne(`rules.${index}.budget`, rule.budget ?? own.budget, own, blockSize);
+  }
+}
+
+function checkOne(field: string, budget: number, { pin }: PolicyDocument, blockSize: number): void {
   const least = pin.sinks + pin.window + blockSize;
   if (budget > 0 && budget < least) {
     const parts = `${pin.sinks} sinks + a window of ${pin.window} + one block of ${blockSize} tokens`;
-    throw new ConfigError("budget", budget, `at least ${least} (${parts}), or 0 to never compress`);
+    throw new ConfigError(field, budget, `at least ${least} (${parts}), or 0 to never compress`);
   }
 }

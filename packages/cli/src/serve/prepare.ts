@@ -1,21 +1,24 @@
 import { mkdtempSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { ConfigError } from "@triattn/control";
-import type { PolicyInput } from "@triattn/protocol";
+import { ConfigError, type HttpOptions } from "@triattn/control";
+import type { PolicyInput, Rule } from "@triattn/protocol";
 import { EnvironmentError, onDisk } from "../errors.ts";
 import { pluginDirectory } from "../package.ts";
+import { type DashboardOptions, readDashboard } from "./dashboard.ts";
 import { engineVariables } from "./environment.ts";
 import { type EngineFlags, readEngineFlags, urlOf } from "./flags.ts";
 import { checkBudget, type ResolvedPolicy, resolvePolicy } from "./policy.ts";
 import { checkPort, freePort } from "./port.ts";
 import { type EngineEnvironment, findEngine } from "./python.ts";
 
-export interface ServeOptions {
+export interface ServeOptions extends DashboardOptions {
   /** A model directory, or a name on the Hugging Face hub. */
   readonly model: string;
-  /** A preset's name, a JSON file, or a document. Default: `TRIATTN_POLICY`, `TRIATTN_RUNTIME_*`, or `triattention`. */
+  /** A preset's name, a JSON file (a document, or `{"policy": …, "rules": […]}`), or a document. Default: `TRIATTN_POLICY`, `TRIATTN_RUNTIME_*`, or `triattention`. */
   readonly policy?: string | PolicyInput | undefined;
+  /** Requests that the policy does not hold for; the first rule that matches decides. */
+  readonly rules?: readonly Rule[] | undefined;
   /** Instead of the policy's: resident tokens of a request after a round; 0 never compresses. */
   readonly budget?: number | undefined;
   /** Instead of the policy's: a round fires at budget + interval resident tokens. */
@@ -46,8 +49,11 @@ export interface ServePlan extends ResolvedPolicy {
   /** Where the engine will answer; undefined on a Unix socket. */
   readonly url: string | undefined;
   readonly graceMs: number;
+  /** How the control plane serves HTTP; undefined when it does not. */
+  readonly http: HttpOptions | undefined;
 }
 
+const NO_PAGE = "the dashboard's page is not built here: only the HTTP API and metrics are served";
 const GRACE_MS = 20_000;
 const TEMPORARY_BYTES = 16e6;
 /** Block size of an engine that is not told: vLLM's on a CPU, and the smallest it has elsewhere. */
@@ -90,9 +96,10 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
   if (options.model === "")
     throw new ConfigError("model", "", "a model directory, or a name on the Hugging Face hub");
   const given = readEngineFlags(options.engineFlags ?? []);
+  const http = readDashboard(options, environment);
   const resolved = resolvePolicy(options, environment);
   const engine = await findEngine(options.python, environment);
-  checkBudget(resolved.policy, blockSize(given, engine));
+  checkBudget(resolved, blockSize(given, engine));
   await checkDisk();
   const flags = given.port === 0 ? { ...given, port: await freePort() } : given;
   await checkPort(flags);
@@ -100,6 +107,8 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
   const { policy, statistics } = resolved;
   return {
     ...resolved,
+    warnings: [...resolved.warnings, ...(http && http.dashboardDirectory === undefined ? [NO_PAGE] : [])],
+    http,
     model: options.model,
     backend,
     engine,

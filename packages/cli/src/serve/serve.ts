@@ -1,9 +1,11 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { type ControlPlane, createControlPlane } from "@triattn/control";
+import type { Logger } from "pino";
 import { type EngineDied, EnvironmentError, onDisk } from "../errors.ts";
 import { type EngineExit, EngineProcess, type EngineState, type Stream } from "./engine-process.ts";
 import { withVariables } from "./environment.ts";
 import { waitUntilHealthy } from "./health.ts";
+import { createLogger } from "./logger.ts";
 import { prepare, type ServeOptions, type ServePlan } from "./prepare.ts";
 
 /** An engine that serves under a control plane of its own. */
@@ -12,6 +14,8 @@ export interface Served {
   readonly url: string | undefined;
   readonly plan: ServePlan;
   readonly controlPlane: ControlPlane;
+  /** Where the dashboard is; undefined when it was not asked for. */
+  readonly dashboard: string | undefined;
   readonly engine: {
     /** Of the process that guards the engine's. */
     readonly pid: number;
@@ -37,6 +41,8 @@ export interface Served {
 export interface StartOptions {
   /** What the engine writes, line by line. */
   readonly onLine?: (line: string, stream: Stream) => void;
+  /** Where the control plane logs. Default: warnings and errors to stderr. */
+  readonly logger?: Logger | undefined;
   /** How long an engine that answers may take to say that it uses the policy. Default 15,000. */
   readonly pluginMs?: number;
 }
@@ -47,7 +53,13 @@ const PLUGIN_MS = 15_000;
 /** Starts what was prepared. Resolves as soon as the engine's process runs; `ready` says when it serves. */
 export async function start(plan: ServePlan, options: StartOptions = {}): Promise<Served> {
   const controlPlane = await onDisk("the temporary directory", () =>
-    createControlPlane({ policy: plan.policy, statistics: plan.statistics }),
+    createControlPlane({
+      policy: plan.policy,
+      rules: plan.rules,
+      statistics: plan.statistics,
+      logger: options.logger ?? createLogger(),
+      ...(plan.http === undefined ? {} : { http: plan.http }),
+    }),
   );
   let engine: EngineProcess;
   try {
@@ -78,6 +90,7 @@ export async function start(plan: ServePlan, options: StartOptions = {}): Promis
     url: plan.url,
     plan,
     controlPlane,
+    dashboard: controlPlane.url,
     engine,
     ready,
     exited,
