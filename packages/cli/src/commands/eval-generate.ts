@@ -8,6 +8,7 @@ import { Random } from "../eval/random.ts";
 import { drawTrace, traceTask, traceTasks } from "../eval/tasks/index.ts";
 import { type Split, splits, type Trace } from "../eval/tasks/trace.ts";
 import { EOS, encode, tokenizerJson, vocabulary } from "../eval/tasks/vocabulary.ts";
+import { withHelp } from "./help.ts";
 import { wholeNumber } from "./serve.ts";
 
 interface Flags {
@@ -48,7 +49,8 @@ function line(trace: Trace): string {
 }
 
 export function generateCommand(): Command {
-  return new Command("generate")
+  const command = new Command("generate")
+    .summary("print items of the tasks with exact traces")
     .description("Print items of the tasks with exact traces, drawn afresh from a seed.")
     .option("--task <name>", `all, or some of ${traceTasks.map(({ name }) => name).join(", ")}`, "all")
     .option("--count <n>", "items", wholeNumber("--count", 1), 1)
@@ -65,10 +67,15 @@ export function generateCommand(): Command {
         if (!process.stdout.write(text)) await once(process.stdout, "drain");
       }
     });
+  return withHelp(command, {
+    codes: [2],
+    examples: ["triattn eval generate --task dfs --length 300", "triattn eval generate --count 1000 --json"],
+  });
 }
 
 export function tokenizerCommand(): Command {
-  return new Command("tokenizer")
+  const command = new Command("tokenizer")
+    .summary("write the tokenizer of these tasks")
     .description("Write the tokenizer of these tasks, one token a character, as a Hugging Face directory.")
     .argument("<directory>", "where; made if it is not there")
     .action(async (directory: string) => {
@@ -90,4 +97,5 @@ export function tokenizerCommand(): Command {
         }
       });
     });
+  return withHelp(command, { codes: [3], examples: ["triattn eval tokenizer ./my-model"] });
 }

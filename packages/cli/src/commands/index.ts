@@ -39,4 +39,9 @@ export const commands: readonly CommandEntry[] = [
     summary: "measure throughput with and without triattn, side by side",
     load: async () => (await import("./bench.ts")).benchCommand(),
   },
+  {
+    name: "eval",
+    summary: "what policies cost in answers: arms, budgets and tasks through the real engine",
+    load: async () => (await import("./eval.ts")).evalCommand(),
+  },
 ];

@@ -1,0 +1,151 @@
+import { NotCompressed } from "../errors.ts";
+import { type Arm, budgetOf, checkBudgetOf } from "./arms.ts";
+import type { EvalEngine } from "./engine.ts";
+import { roundsDue } from "./engine.ts";
+import type { Progress } from "./progress.ts";
+import type { Row, RowFile } from "./rows.ts";
+import type { Item, Profile, Reply, Task } from "./task.ts";
+
+export interface RunOptions {
+  readonly tasks: readonly Task[];
+  readonly arms: readonly Arm[];
+  readonly rows: RowFile;
+  readonly concurrency: number;
+  readonly progress: Progress;
+  /** Starts an engine for a profile. */
+  readonly start: (profile: Profile, first: Arm) => Promise<EvalEngine>;
+}
+
+/** Runs `work` on all items, so many at once; the first failure ends it. */
+async function pool<T>(items: readonly T[], size: number, work: (item: T) => Promise<void>): Promise<void> {
+  const queue = items[Symbol.iterator]();
+  let failed = false;
+  const worker = async () => {
+    for (const item of queue) {
+      if (failed) return;
+      try {
+        await work(item);
+      } catch (error) {
+        failed = true;
+        throw error;
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: Math.min(size, items.length) }, worker));
+}
+
+/** What is resident of the tokens that could go: all but a pinned prompt. */
+function keptRatio(arm: Arm, item: Item, computed: number, evicted: number): number {
+  const pinned = arm.pin === "prompt" && item.sizes.generated > 0 ? item.sizes.prompt : 0;
+  return computed <= pinned ? 1 : (computed - pinned - evicted) / (computed - pinned);
+}
+
+/**
+ * Runs every arm on every item, the same prompts in each, and keeps each finished row at once. Throws EngineDied when
+ * the engine dies, and NotCompressed for a row in which a round was due and none fired.
+ */
+export async function run(options: RunOptions): Promise<{ engine: EvalEngine["description"] | undefined }> {
+  let description: EvalEngine["description"] | undefined;
+  for (const profile of ["generate", "score"] as const) {
+    const tasks = options.tasks.filter((task) => task.profile === profile);
+    if (tasks.length === 0) continue;
+    const first = options.arms[0];
+    if (first === undefined) throw new Error("there is no arm to run");
+    const engine = await options.start(profile, first);
+    try {
+      description = engine.description;
+      await runProfile(options, engine, tasks, profile === "score" ? 1 : options.concurrency);
+    } finally {
+      await engine.stop();
+    }
+  }
+  return { engine: description };
+}
+
+async function runProfile(
+  options: RunOptions,
+  engine: EvalEngine,
+  tasks: readonly Task[],
+  concurrency: number,
+): Promise<void> {
+  const { arms, rows, progress } = options;
+  const all = new Map<Task, readonly Item[]>();
+  for (const task of tasks) {
+    const items = await task.items(engine.tokenizer);
+    all.set(task, items);
+    for (const arm of arms) {
+      for (const item of items) checkBudgetOf(arm, item.sizes, engine.blockSize, task.name);
+    }
+  }
+  // Replies of the full arm, where a task compares with them.
+  const full = new Map<string, Reply>();
+  const left = (arm: Arm, task: Task) =>
+    (all.get(task) ?? []).filter(({ id }) => !rows.has(arm.label, task.name, id));
+  for (const arm of arms) {
+    if (tasks.every((task) => left(arm, task).length === 0 && !(arm.keep === null && task.needsFull)))
+      continue;
+    await engine.use(arm);
+    for (const task of tasks) {
+      // A run that goes on asks the full arm again for what it still compares with.
+      const again = arm.keep === null && task.needsFull && arms.some((other) => left(other, task).length > 0);
+      const items = again ? (all.get(task) ?? []) : left(arm, task);
+      if (items.length === 0) continue;
+      await runBatch({ arm, task, items, engine, rows, progress, full, concurrency });
+    }
+  }
+}
+
+interface BatchOptions {
+  readonly arm: Arm;
+  readonly task: Task;
+  readonly items: readonly Item[];
+  readonly engine: EvalEngine;
+  readonly rows: RowFile;
+  readonly progress: Progress;
+  readonly full: Map<string, Reply>;
+  readonly concurrency: number;
+}
+
+async function runBatch(options: BatchOptions): Promise<void> {
+  const { arm, task, items, engine, rows, progress, full, concurrency } = options;
+  const before = engine.preemptions;
+  const began = performance.now();
+  let generated = 0;
+  await pool(items, concurrency, async (item) => {
+    const budget = budgetOf(arm.keep, item.sizes);
+    const { reply, rounds, tokensEvicted, seconds } = await engine.request(item, budget);
+    const { interval } = arm.document;
+    if (roundsDue(item, reply, budget, interval) && (rounds === 0 || tokensEvicted === 0)) {
+      throw new NotCompressed(
+        `${arm.label} did not compress ${task.name} ${item.id}: ${item.prompt.length + reply.tokens.length} tokens, ` +
+          `budget ${budget}, a round every ${interval}, and no round reported`,
+      );
+    }
+    if (arm.keep === null && rounds > 0) throw new NotCompressed(`the full arm compressed ${item.id}`);
+    const key = `${task.name} ${item.id}`;
+    if (arm.keep === null && task.needsFull) full.set(key, reply);
+    const computed = item.prompt.length + reply.tokens.length - 1;
+    generated += reply.tokens.length;
+    const row: Row = {
+      arm: arm.label,
+      task: task.name,
+      id: item.id,
+      figures: task.grade(item, reply, full.get(key)),
+      promptTokens: item.prompt.length,
+      generatedTokens: reply.tokens.length,
+      budget,
+      rounds,
+      tokensEvicted,
+      keptRatio: keptRatio(arm, item, computed, tokensEvicted),
+      seconds: Number(seconds.toFixed(3)),
+    };
+    rows.add(row);
+    progress.done(row);
+  });
+  const seconds = (performance.now() - began) / 1000;
+  rows.addBatch({
+    arm: arm.label,
+    task: task.name,
+    batch: { seconds, generatedTokens: generated, preemptions: engine.preemptions - before },
+  });
+}

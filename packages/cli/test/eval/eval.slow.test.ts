@@ -1,0 +1,169 @@
+import { appendFileSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, expect, test, vi } from "vitest";
+import { drawTrace, traceTask } from "../../src/eval/tasks/index.ts";
+import { EOS, encode, tokenizerJson } from "../../src/eval/tasks/vocabulary.ts";
+import { run } from "../../src/program.ts";
+import { fakeEngine, python, root, TemporaryDirectory } from "../helpers.ts";
+
+afterEach(() => {
+  vi.restoreAllMocks();
+  vi.unstubAllEnvs();
+  process.exitCode = 0;
+});
+
+/** A model directory with the tasks' tokenizer, and the right answers for an engine without a model. */
+function prepareFiles({ path }: TemporaryDirectory): { model: string; answers: string } {
+  const model = join(path, "model");
+  mkdirSync(model, { recursive: true });
+  writeFileSync(join(model, "tokenizer.json"), JSON.stringify(tokenizerJson()));
+  const config = readFileSync(join(root, "stats", "configs", "qwen3-8b.json"), "utf8");
+  writeFileSync(join(model, "config.json"), JSON.stringify({ ...JSON.parse(config), vocab_size: 17 }));
+  const answers: Record<string, number[]> = {};
+  for (const name of ["grammar", "recall"]) {
+    for (let index = 0; index < 6; index++) {
+      const trace = drawTrace(traceTask(name), { split: "heldout", seed: 0, index, length: 900 });
+      answers[encode(trace.prompt).join(",")] = [...encode(trace.expected), EOS];
+    }
+  }
+  writeFileSync(join(path, "answers.json"), JSON.stringify(answers));
+  return { model, answers: join(path, "answers.json") };
+}
+
+interface Ran {
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** Runs the evaluation on the engine without a model. */
+async function evaluate(directory: TemporaryDirectory, words: string, ...more: string[]): Promise<Ran> {
+  const { model, answers } = prepareFiles(directory);
+  vi.stubEnv("PYTHONPATH", fakeEngine);
+  vi.stubEnv("FAKE_ENGINE", words);
+  vi.stubEnv("FAKE_ANSWERS", answers);
+  vi.stubEnv("XDG_DATA_HOME", directory.path);
+  const out = vi.spyOn(process.stdout, "write").mockReturnValue(true);
+  const err = vi.spyOn(process.stderr, "write").mockReturnValue(true);
+  const flags = [
+    "--python",
+    python,
+    "--policy",
+    "keydiff",
+    "--keep",
+    "1/4",
+    "--lengths",
+    "900",
+    "--limit",
+    "6",
+  ];
+  const code = await run(["eval", model, ...flags, "--tasks", "grammar,recall", ...more]);
+  const ran = { code, stdout: out.mock.calls.join(""), stderr: err.mock.calls.join("") };
+  vi.restoreAllMocks();
+  return ran;
+}
+
+const lastJson = ({ stdout }: Ran) => JSON.parse(stdout.trimEnd().split("\n").at(-1) ?? "");
+
+test("arms and tasks through an engine; controls always run; one JSON object at the end; plots", async () => {
+  using directory = new TemporaryDirectory();
+  const report = join(directory.path, "report");
+  const out = ["--out", join(directory.path, "rows.jsonl"), "--report", report];
+  const ran = await evaluate(directory, "", "--json", ...out);
+  expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining("48 of 48 rows")]);
+  const { tasks } = lastJson(ran);
+  expect(Object.keys(tasks)).toEqual(["grammar", "recall"]);
+  for (const results of Object.values<Record<string, Record<string, unknown>>>(tasks)) {
+    expect(Object.keys(results)).toEqual(["full", "random", "streaming", "keydiff"]);
+    expect(results.full).toMatchObject({ exact: 6, total: 6, rounds: 0, tokensEvicted: 0, keptRatio: 1 });
+    expect(results.keydiff).toMatchObject({
+      exact: 6,
+      keep: "1/4",
+      pin: "prompt",
+      ci95: [0.6097, 1].map((v) => expect.closeTo(v, 3)),
+    });
+    expect(results.keydiff?.rounds).toBeGreaterThanOrEqual(6);
+    expect(results.keydiff?.keptRatio).toBeLessThan(0.4);
+    expect(results.random).toMatchObject({ exact: 0, versusFull: { difference: -1, above: 0, below: 6 } });
+    expect(results.keydiff?.versusRandom).toMatchObject({ difference: 1, above: 6 });
+  }
+  expect(readdirSync(report).sort()).toEqual([
+    "grammar-budget.svg",
+    "grammar-speed.svg",
+    "recall-budget.svg",
+    "recall-speed.svg",
+    "report.json",
+    "report.txt",
+  ]);
+  const table = readFileSync(join(report, "report.txt"), "utf8");
+  expect(table).toMatch(/^random .* WORSE$/m);
+  expect(table).toMatch(/^keydiff .* same .* BETTER$/m);
+}, 60_000);
+
+test("an engine that dies half-way: exit code 4, finished rows kept, --resume goes on", async () => {
+  using directory = new TemporaryDirectory();
+  const rows = join(directory.path, "rows.jsonl");
+  const died = await evaluate(directory, "dies:20", "--json", "--concurrency", "2", "--out", rows);
+  expect(died.code).toBe(4);
+  expect(JSON.parse(died.stdout.trimEnd().split("\n").at(-1) ?? "")).toMatchObject({
+    event: "error",
+    exitCode: 4,
+  });
+  const kept = readFileSync(rows, "utf8").trimEnd().split("\n").length;
+  expect(died.stderr).toMatch(
+    /\d+ finished rows are kept: the same command with --resume .*rows\.jsonl goes on/,
+  );
+  expect(kept).toBeGreaterThan(12);
+
+  // What a crash in the middle of a line leaves behind is cut off.
+  appendFileSync(rows, '{"arm":"keydi');
+  const ended = await evaluate(directory, "", "--json", "--resume", rows);
+  expect(ended.code).toBe(0);
+  const whole = await evaluate(directory, "", "--json", "--out", join(directory.path, "whole.jsonl"));
+  const counts = (ran: Ran) =>
+    Object.entries(lastJson(ran).tasks).map(([task, results]) => [
+      task,
+      Object.entries(
+        results as Record<string, { exact: number; total: number; rounds: number; ci95: unknown }>,
+      ).map(([arm, { exact, total, rounds, ci95 }]) => [arm, exact, total, rounds, ci95]),
+    ]);
+  expect(counts(ended)).toEqual(counts(whole));
+
+  const other = await evaluate(directory, "", "--seed", "1", "--resume", rows);
+  expect([other.code, other.stderr]).toEqual([
+    2,
+    expect.stringMatching(/--resume = .*: seed was 0, is now 1/),
+  ]);
+  appendFileSync(rows, '{"arm":1}\n');
+  const damaged = await evaluate(directory, "", "--resume", rows);
+  expect([damaged.code, damaged.stderr]).toEqual([2, expect.stringMatching(/line \d+: is no row \(arm: /)]);
+}, 120_000);
+
+test("an arm that compresses nothing is an error: exit code 5", async () => {
+  using directory = new TemporaryDirectory();
+  const rows = ["--out", join(directory.path, "rows.jsonl")];
+  const lazy = await evaluate(directory, "lazy", "--limit", "1", "--tasks", "grammar", ...rows);
+  expect([lazy.code, lazy.stderr]).toEqual([5, expect.stringMatching(/random did not compress grammar/)]);
+}, 60_000);
+
+test("one clear line for each mistake, before any engine starts", async () => {
+  using directory = new TemporaryDirectory();
+  const there = directory.write("there.jsonl", "{}\n");
+  const cases: [string[], number, RegExp][] = [
+    [["--tasks", "chess"], 2, /--tasks = chess: all, or some of grammar, .*needles/],
+    [["--keep", "2"], 2, /--keep = 2: a part between 0 and 1/],
+    [["--lengths", "many"], 2, /--lengths = many: whole numbers/],
+    [["--lengths", "10"], 2, /--length = 10: from 40/],
+    [["--policy", "magic"], 2, /policy = magic: one of/],
+    [["--policy", "triattention"], 2, /stats/],
+    [["--budget", "500"], 2, /--budget = 500: either --keep or --budget/],
+    [["--out", there], 2, /--out = .*there already: --resume/],
+    [["--resume", there], 2, /line 1: is no file of rows/],
+    [["--resume", "/nowhere/rows"], 2, /--resume = \/nowhere\/rows: is not there/],
+    [["--tasks", "fidelity", "--text", "/nowhere/text"], 2, /--text = \/nowhere\/text: cannot be read/],
+  ];
+  for (const [flags, code, message] of cases) {
+    const ran = await evaluate(directory, "", ...flags);
+    expect([ran.code, ran.stderr]).toEqual([code, expect.stringMatching(message)]);
+  }
+}, 60_000);
