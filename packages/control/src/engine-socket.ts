@@ -1,5 +1,6 @@
+import { setTimeout as sleep } from "node:timers/promises";
 import { type ControlMessage, decode, EngineMessage, encode, PROTOCOL_VERSION } from "@triattn/protocol";
-import { Context, Router } from "zeromq";
+import { Context, type Observer, Router } from "zeromq";
 import { authenticate, type CurveOptions, checkCurve } from "./curve.ts";
 import type { Drops } from "./drops.ts";
 import { type Endpoint, prepareEndpoint } from "./endpoint.ts";
@@ -10,6 +11,9 @@ export const MAX_FRAME = 1 << 20;
 
 /** Messages waiting for the socket, over all engines: policies are few and far between. */
 const MAX_OUTBOX = 4096;
+
+/** For the observer's last event, which comes at once if at all. */
+const OBSERVER_MS = 200;
 
 /** What became of a message: queued for the engine; no such peer; or the peer does not read. */
 export type SendResult = "sent" | "gone" | "full";
@@ -38,6 +42,8 @@ export class EngineSocket {
   readonly #authenticator: { close(): void } | undefined;
   readonly #outbox: Outgoing[] = [];
   readonly #receiving: Promise<void>;
+  readonly #observer: Observer;
+  readonly #observing: Promise<void>;
   #sending = false;
   #received = 0;
 
@@ -97,7 +103,8 @@ export class EngineSocket {
     this.address = endpoint.address.startsWith("tcp://")
       ? (router.lastEndpoint ?? endpoint.address)
       : endpoint.address;
-    router.events.on("disconnect", () => options.onDisconnect());
+    this.#observer = router.events;
+    this.#observing = this.#observe();
     this.#receiving = this.#receive();
   }
 
@@ -118,6 +125,11 @@ export class EngineSocket {
     this.#authenticator?.close();
     this.#router.close();
     await this.#receiving;
+    // zeromq.js can miss the observer's last event, and then polls for it, and keeps the process, for ever. Closing
+    // the observer before libzmq has sent that event would block libzmq instead; so first one, then the other.
+    await Promise.race([this.#observing, sleep(OBSERVER_MS)]);
+    this.#observer.close();
+    await this.#observing;
     for (const { done } of this.#outbox.splice(0)) done("gone");
     this.#endpoint.remove();
   }
@@ -137,6 +149,14 @@ export class EngineSocket {
       return "sent";
     } catch (error) {
       return (error as NodeJS.ErrnoException).code === "EAGAIN" ? "full" : "gone";
+    }
+  }
+
+  async #observe(): Promise<void> {
+    // Not its event emitter, which would throw where nobody catches when the observer is closed.
+    while (!this.#observer.closed) {
+      const event = await this.#observer.receive().catch(() => undefined);
+      if (event?.type === "disconnect") this.#options.onDisconnect();
     }
   }
 
