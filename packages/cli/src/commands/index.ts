@@ -15,6 +15,11 @@ export const commands: readonly CommandEntry[] = [
     load: async () => (await import("./serve.ts")).serveCommand(),
   },
   {
+    name: "top",
+    summary: "engines and requests of a control plane, live in the terminal",
+    load: async () => (await import("./top.ts")).topCommand(),
+  },
+  {
     name: "plan",
     summary: "which budget fits a model on a GPU, and how fast it would be",
     load: async () => (await import("./plan.ts")).planCommand(),
