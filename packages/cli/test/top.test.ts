@@ -164,9 +164,13 @@ test("what is wrong is said in one line", async () => {
   const closed = await FakeControlServer.start();
   await closed.close().catch(() => {});
   const cases: [string[], number, RegExp][] = [
-    [["http://127.0.0.1:1", "--once"], 3, /url = http:\/\/127\.0\.0\.1:1: nobody answers .*triattn serve/],
+    [
+      ["http://127.0.0.1:1", "--once"],
+      3,
+      /url = http:\/\/127\.0\.0\.1:1: nobody answers .*triattn serve --dashboard/,
+    ],
     [["not a url", "--once"], 2, /url = not a url: an address of a control plane, such as http/],
-    [[fake.url, "--once"], 2, /token = missing or another: .*--token-file or TRIATTN_TOKEN/],
+    [[fake.url, "--once"], 2, /token = missing or another: .*--token-file or TRIATTN_HTTP_TOKEN/],
     [[fake.url, "--once", "--token-file", "/nowhere"], 2, /--token-file = \/nowhere: .*ENOENT/],
     [[fake.url, "--token-file", directory.write("token", `${fake.token}\n`)], 2, /terminal = none: .*--once/],
   ];
@@ -175,7 +179,7 @@ test("what is wrong is said in one line", async () => {
     expect([await run(["top", ...args]), args]).toEqual([code, args]);
     expect(stderr.mock.calls.join("")).toMatch(message);
   }
-  vi.stubEnv("TRIATTN_TOKEN", fake.token);
+  vi.stubEnv("TRIATTN_HTTP_TOKEN", fake.token);
   expect(await run(["top", fake.url, "--once", "--json"])).toBe(0);
   expect(stdout).toHaveBeenCalled();
 });

@@ -15,12 +15,12 @@ interface Flags {
 
 const WAIT_MS = 2_500;
 
-/** The control plane's token: of a file, or TRIATTN_TOKEN. Throws ConfigError. */
+/** The control plane's token: of a file, or TRIATTN_HTTP_TOKEN. Throws ConfigError. */
 export function readToken(
   file: string | undefined,
   environment: NodeJS.ProcessEnv = process.env,
 ): string | undefined {
-  if (file === undefined) return environment.TRIATTN_TOKEN?.trim() || undefined;
+  if (file === undefined) return environment.TRIATTN_HTTP_TOKEN?.trim() || undefined;
   try {
     return readFileSync(file, "utf8").trim();
   } catch (error) {
@@ -74,7 +74,7 @@ export function topCommand(): Command {
     .argument("[url]", `address of the control plane's HTTP API (default: ${DEFAULT_URL})`)
     .option(
       "--token-file <file>",
-      "file with the control plane's token (default: the variable TRIATTN_TOKEN)",
+      "file with the control plane's token (default: the variable TRIATTN_HTTP_TOKEN)",
     )
     .option("--once", "print what there is, and end")
     .option("--json", "lines of JSON as the control plane says them; with --once: one line")

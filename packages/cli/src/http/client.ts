@@ -123,7 +123,7 @@ export class ControlClient {
       throw new EnvironmentError(
         "url",
         this.url,
-        `nobody answers (${code ?? message}): start \`triattn serve\`, or name the address of its HTTP API`,
+        `nobody answers (${code ?? message}): start \`triattn serve --dashboard\`, or name the address of its HTTP API`,
         { cause },
       );
     }
@@ -138,7 +138,7 @@ async function refusal(response: Response, url: string): Promise<Error> {
     return new ConfigError(
       "token",
       "missing or another",
-      `give the token of ${url} by --token-file or TRIATTN_TOKEN`,
+      `give the token of ${url} by --token-file or TRIATTN_HTTP_TOKEN`,
     );
   }
   const text = await response.text();
