@@ -128,6 +128,11 @@ def check_policy(policy: wire.PolicyDocument) -> None:
     if 0 < policy.budget < pinned:
         remedy = f"at least pin.sinks + pin.window = {pinned}, or 0 to never compress"
         raise ConfigError("policy.budget", policy.budget, remedy)
+    if policy.reserve is not None and policy.normalize != "each":
+        remedy = (
+            "must be each where reserve is given: its terms and the policy's share what they are measured in"
+        )
+        raise ConfigError("policy.normalize", policy.normalize, remedy)
 
 
 def preset(name: str) -> wire.PolicyDocument:

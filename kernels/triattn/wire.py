@@ -269,6 +269,82 @@ class RecencyTerm(Strict, kw_only=True, tag_field="kind", tag="recency"):
     ] = 1
 
 
+class KeyNormTerm(Strict, kw_only=True, tag_field="kind", tag="knorm"):
+    """
+    Length of the key. A negative weight keeps short keys (arXiv 2406.11430); which sign helps depends on the model.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
+class ValueNormTerm(Strict, kw_only=True, tag_field="kind", tag="vnorm"):
+    """
+    Length of the value.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+    log: Annotated[bool, Meta(description="True: the logarithm of the length, a factor on a softmax.")] = (
+        False
+    )
+
+
+class ValueRangeTerm(Strict, kw_only=True, tag_field="kind", tag="vrange"):
+    """
+    Largest less smallest element of the value: few values are abnormally large (arXiv 2606.03928).
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
+class SupersededTerm(Strict, kw_only=True, tag_field="kind", tag="superseded"):
+    """
+    Negative of the largest cosine to a later resident token: what a later token repeats is replaceable, the newest of its kind and what is unique stay.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+    space: Annotated[
+        Literal["key", "value"],
+        Meta(description="What is compared: keys with their rotation undone, or values."),
+    ] = "key"
+
+
+class GumbelTerm(Strict, kw_only=True, tag_field="kind", tag="gumbel"):
+    """
+    Gumbel noise from the policy's seed: added to other terms, tokens are drawn without replacement with probabilities softmax(the other terms / weight).
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
+class Segments(Strict, kw_only=True):
+    """
+    Quotas by age: each segment of the sequence keeps its best tokens before the rest compete.
+    """
+
+    count: Annotated[
+        int,
+        Meta(description="Segments of equal length that the evictable positions are cut into.", ge=1, le=64),
+    ]
+    share: Annotated[
+        float,
+        Meta(
+            description="Part of the free places that is divided evenly among the segments; the rest goes to the best.",
+            ge=0.0,
+            le=1.0,
+        ),
+    ] = 1
+
+
 class Pin(Strict, kw_only=True):
     """
     Tokens that no round evicts.
@@ -409,7 +485,34 @@ class RequestsReport(Strict, kw_only=True, tag_field="type", tag="requests"):
     ]
 
 
-ScoreTerm: TypeAlias = TrigTerm | NormTerm | KeyDiffTerm | RandomTerm | RecencyTerm
+ScoreTerm: TypeAlias = (
+    TrigTerm
+    | NormTerm
+    | KeyDiffTerm
+    | RandomTerm
+    | RecencyTerm
+    | KeyNormTerm
+    | ValueNormTerm
+    | ValueRangeTerm
+    | SupersededTerm
+    | GumbelTerm
+)
+
+
+class Reserve(Strict, kw_only=True):
+    """
+    A part of the budget that other terms choose, before the policy's own choose the rest. Needs normalize each.
+    """
+
+    share: Annotated[
+        float,
+        Meta(
+            description="Part of the places that pinned tokens leave free, rounded down to whole tokens.",
+            ge=0.0,
+            le=1.0,
+        ),
+    ]
+    terms: Annotated[list[ScoreTerm], Meta(max_length=16, min_length=1)]
 
 
 class Hello(Strict, kw_only=True, tag_field="type", tag="hello"):
@@ -465,6 +568,8 @@ class PolicyDocument(Strict, kw_only=True):
             le=1048576,
         ),
     ] = 128
+    reserve: Reserve | None = None
+    segments: Segments | None = None
     normalize: Annotated[
         Literal["none", "sum", "each"],
         Meta(
@@ -491,7 +596,7 @@ class PolicyDocument(Strict, kw_only=True):
             description="True: the budget covers the prompt. False: the budget covers generated tokens only."
         ),
     ] = field(name="countPrompt", default=True)
-    seed: Annotated[int, Meta(description="Seed of the random term.", ge=0, le=4294967295)] = 0
+    seed: Annotated[int, Meta(description="Seed of the random and gumbel terms.", ge=0, le=4294967295)] = 0
 
 
 EngineMessage: TypeAlias = (

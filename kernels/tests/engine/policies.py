@@ -24,5 +24,6 @@ def document(name: str, **changes: Any) -> dict[str, Any]:
 def plugin(model: str, name: str = "random", **changes: Any) -> dict[str, Any]:
     """``additional_config["triattn"]`` with such a policy, and statistics of random numbers if it needs them."""
     policy = document(name, **changes)
-    needs = any(term["kind"] in ("trig", "norm") for term in policy["terms"])
+    terms = policy["terms"] + (policy["reserve"] or {"terms": []})["terms"]
+    needs = any(term["kind"] in ("trig", "norm") for term in terms)
     return {"policy": policy} | ({"statistics": str(statistics(SPECS[model]))} if needs else {})

@@ -76,9 +76,11 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
             pin_prompt=pin_prompt,
             statistics=statistics,
         )
-        scores = policy.scores(context).expand(positions.shape)
         kept = torch.from_numpy(np.sort(this.kept, axis=-1))
         is_kept = (positions[..., :, None] == kept[..., None, :]).any(-1)
+        scores = policy.final(context, keep).expand(positions.shape)
+        if policy.reserve:
+            scores = _either_way(policy, context, scores, is_kept)
         lowest_kept = scores.masked_fill(~is_kept, torch.inf).amin(-1)
         highest_gone = scores.masked_fill(is_kept, -torch.inf).amax(-1)
         short = highest_gone - lowest_kept
@@ -88,6 +90,16 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
         )
         resident, known = kept, this.computed
     return len(rounds)
+
+
+def _either_way(policy, context, scores: torch.Tensor, is_kept: torch.Tensor) -> torch.Tensor:
+    """Scores in which entries at the edge of the reserve, as near as MARGIN, count for what the engine did."""
+    by = policy.scores(context, policy.reserve).expand(scores.shape)
+    pinned = torch.isposinf(by)
+    reserved = torch.isposinf(scores) & ~pinned
+    edge = by.masked_fill(~reserved, torch.inf).amin(-1, keepdim=True)
+    doubtful = ~pinned & ((by - edge).abs() <= MARGIN)
+    return torch.where(doubtful, torch.where(is_kept, torch.inf, -torch.inf), scores)
 
 
 def _rows(cache: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

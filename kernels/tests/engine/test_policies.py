@@ -18,13 +18,23 @@ pytestmark = pytest.mark.engine
 TRIG: dict[str, Any] = {"kind": "trig"}
 NORM: dict[str, Any] = {"kind": "norm"}
 
-# name: (model, preset, changes to it). The first five are the presets.
+# name: (model, preset, changes to it). The first ten are the presets.
 POLICIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "triattention": ("llama", "triattention", {}),
     "random": ("qwen3", "random", {}),
     "streaming": ("llama", "streaming", {}),
     "keydiff": ("qwen3", "keydiff", {}),
     "blend": ("mha", "blend", {}),
+    "knorm": ("llama", "knorm", {}),
+    "superseded": ("yarn", "superseded", {}),
+    "vase": ("llama", "vase", {"reserve": {"share": 0.3, "terms": [{"kind": "vrange"}]}}),
+    "triattention-redundancy": ("qwen3", "triattention-redundancy", {}),
+    "segments": ("llama", "segments", {}),
+    "reserve": (
+        "qwen3",
+        "blend",
+        {"reserve": {"share": 0.5, "terms": [{"kind": "superseded"}, {"kind": "keydiff"}]}},
+    ),
     "trig-max": ("yarn", "triattention", {"terms": [{**TRIG, "offsets": "max", "maxOffset": 4096}, NORM]}),
     "trig-alone": ("yarn", "triattention", {"terms": [TRIG], "groupAggregation": "mean"}),
     "norm-alone": ("qwen3", "triattention", {"terms": [{**NORM, "residual": False}]}),
@@ -35,7 +45,8 @@ POLICIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "generated-only": ("llama", "keydiff", {"countPrompt": False, "budget": 44}),
     "nothing-pinned": ("llama", "keydiff", {"pin": {"prompt": False, "sinks": 0, "window": 0}}),
 }
-PRESETS = list(POLICIES)[:5]
+WITH_KERNELS = [*list(POLICIES)[:5], "superseded", "vase", "triattention-redundancy", "segments", "reserve"]
+"""Run on the V2 runner with interpreted kernels, too: between them they use every one."""
 
 
 def scenario(name: str, runner: str, **changes: Any) -> Scenario:
@@ -57,7 +68,9 @@ def scenario(name: str, runner: str, **changes: Any) -> Scenario:
     )
 
 
-@pytest.mark.parametrize(("name", "runner"), [*((n, "v1") for n in POLICIES), *((n, "v2") for n in PRESETS)])
+@pytest.mark.parametrize(
+    ("name", "runner"), [*((n, "v1") for n in POLICIES), *((n, "v2") for n in WITH_KERNELS)]
+)
 def test_policy(name: str, runner: str) -> None:
     # With the V2 runner, as on a GPU: scores, selection and moves by the Triton kernels, here interpreted.
     result = run(scenario(name, runner, environ={"TRIATTN_ROUNDS": "triton" if runner == "v2" else "torch"}))

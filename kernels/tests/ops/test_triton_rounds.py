@@ -8,13 +8,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from tests.ops.caches import Case, case
 from tests.policies.builders import policy, shape, statistics
+from triattn import wire
+from triattn.config import _presets, preset
 from triattn.ops.torch_rounds import TorchRounds
 from triattn.ops.triton_rounds import TritonRounds, Tuning
+from triattn.policies import Policy
 
 pytestmark = pytest.mark.slow
 
@@ -38,6 +42,8 @@ REQUESTS: list[dict[str, Any]] = [
     {"resident": 20, "keep": 30},
 ]
 EACH = {"selection": "per_layer_per_head"}
+SUPERSEDED_VALUE: dict[str, Any] = {"kind": "superseded", "space": "value", "weight": 0.5}
+DISTINCT: list[dict[str, Any]] = [{"kind": "superseded"}, {"kind": "keydiff"}]
 POLICIES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "random": ([{"kind": "random"}], {**EACH, "normalize": "none"}),
     "streaming": ([{"kind": "recency"}], {"selection": "union", "normalize": "none"}),
@@ -48,17 +54,52 @@ POLICIES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         [{"kind": "trig", "offsets": "max"}, {"kind": "norm", "residual": False}],
         {"selection": "union"},
     ),
+    "magnitudes": (
+        [{"kind": "vnorm", "log": True}, {"kind": "knorm"}, {"kind": "vrange", "weight": -0.5}],
+        {**EACH, "normalize": "sum"},
+    ),
+    "superseded": ([{"kind": "superseded"}], {**EACH, "normalize": "none"}),
+    "mixed": (
+        [{"kind": "trig"}, SUPERSEDED_VALUE, {"kind": "gumbel", "weight": 0.1}, {"kind": "recency"}],
+        {"selection": "per_head", "normalize": "each"},
+    ),
+    "added": ([{"kind": "trig"}, SUPERSEDED_VALUE, {"kind": "random"}], {"selection": "per_head"}),
+    "reserve": (
+        [{"kind": "trig"}, {"kind": "norm"}, {"kind": "keydiff", "weight": 0.5}],
+        {**EACH, "normalize": "each", "reserve": {"share": 0.5, "terms": DISTINCT}},
+    ),
+    "segments": (
+        [{"kind": "trig"}, {"kind": "norm"}],
+        {"selection": "per_head", "segments": {"count": 4, "share": 0.5}},
+    ),
+    "both": (
+        [{"kind": "keydiff"}, {"kind": "gumbel"}],
+        {
+            "selection": "union",
+            "normalize": "each",
+            "segments": {"count": 3},
+            "reserve": {"share": 0.5, "terms": DISTINCT},
+        },
+    ),
 }
+SEPARATE_KERNELS = ["random", "triattention", "blend", "mixed", "reserve", "both"]
+"""Policies that between them use every kernel for rows longer than a program."""
 
 
-def both(name: str, tuning: Tuning, dtype: torch.dtype, **model: Any) -> tuple[Case, Case]:
-    """The same case after a round by the kernels and by the oracle."""
+def both(
+    name: str | wire.PolicyDocument, tuning: Tuning, dtype: torch.dtype, **model: Any
+) -> tuple[Case, Case]:
+    """The same case after a round by the kernels and by the oracle, for a policy of POLICIES or a preset."""
     generator = torch.Generator().manual_seed(1)
-    layout = model.pop("layout", "nhd")
+    layout, block_size = model.pop("layout", "nhd"), model.pop("block_size", 16)
+    requests = model.pop("requests", REQUESTS)
     this = shape(**{"layers": 2, "kv_heads": 2, "group": 2, "head_dim": 32, **model})
-    terms, fields = POLICIES[name]
-    compiled = policy(*terms, pin={"prompt": True, "sinks": 1, "window": 2}, **fields)
-    ours = case(this, REQUESTS, layout=layout, block_size=16, dtype=dtype, gen=generator)
+    if isinstance(name, str):
+        terms, fields = POLICIES[name]
+        compiled = policy(*terms, pin={"prompt": True, "sinks": 1, "window": 2}, **fields)
+    else:
+        compiled = Policy.of(name)
+    ours = case(this, requests, layout=layout, block_size=block_size, dtype=dtype, gen=generator)
     stats = statistics(this, generator)
     oracle = copy.deepcopy(ours)
     TorchRounds(oracle.caches, oracle.positions, this, compiled, stats).run(oracle.batch)
@@ -85,10 +126,14 @@ def check(ours: Case, oracle: Case) -> None:
                 assert torch.equal(got, want)
 
 
-@pytest.mark.parametrize("tuning", [SHORT, LONG], ids=["short", "long"])
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_round_is_the_oracles(name: str, tuning: Tuning) -> None:
-    check(*both(name, tuning, torch.float32))
+def test_a_round_is_the_oracles(name: str) -> None:
+    check(*both(name, SHORT, torch.float32))
+
+
+@pytest.mark.parametrize("name", SEPARATE_KERNELS)
+def test_a_round_over_long_rows_is_the_oracles(name: str) -> None:
+    check(*both(name, LONG, torch.float32))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
@@ -110,6 +155,26 @@ def test_every_cache_dtype(dtype: torch.dtype) -> None:
 )
 def test_every_shape_and_layout(model: dict[str, Any]) -> None:
     check(*both("blend", SHORT, torch.float32, **model))
+
+
+SHAPES: list[tuple[torch.dtype, dict[str, Any]]] = [
+    (torch.float32, {"group": 1, "head_dim": 64, "block_size": 16}),
+    (torch.bfloat16, {"group": 4, "head_dim": 128, "block_size": 32}),
+    (torch.float16, {"group": 3, "head_dim": 80, "block_size": 64}),
+    (torch.float8_e4m3fn, {"group": 2, "head_dim": 96, "block_size": 128}),
+    (torch.bfloat16, {"group": 8, "head_dim": 256, "block_size": 16}),
+    (torch.bfloat16, {"group": 2, "head_dim": 64, "rotary_dim": 32, "pairing": "interleaved"}),
+]
+
+
+@pytest.mark.parametrize(("number", "name"), enumerate(sorted(_presets())))
+def test_every_preset_over_shapes(number: int, name: str) -> None:
+    """Each preset on two of the shapes in turn; pins made small, so that most entries compete."""
+    document = preset(name)
+    document = msgspec.structs.replace(document, pin=wire.Pin(prompt=True, sinks=2, window=4))
+    requests = [{"resident": 70, "keep": 44, "previous": 50, "evicted": 9, "prompt_len": 5, "pin": True}]
+    for dtype, model in (SHAPES[number % len(SHAPES)], SHAPES[(number + 3) % len(SHAPES)]):
+        check(*both(document, SHORT, dtype, layers=1, kv_heads=2, requests=requests, **model))
 
 
 def test_the_check_bites() -> None:

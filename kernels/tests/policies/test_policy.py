@@ -23,6 +23,9 @@ TERMS = [
     {"kind": "keydiff", "weight": 2.0},
     {"kind": "random", "weight": 0.25},
     {"kind": "recency", "weight": 0.01},
+    {"kind": "superseded"},
+    {"kind": "vrange", "weight": -0.5},
+    {"kind": "gumbel", "weight": 0.1},
 ]
 
 
@@ -208,3 +211,66 @@ def test_statistics_of_another_shape_and_models_without_rotary_are_refused():
     with pytest.raises(PolicyError, match="no rotary"):
         compiled.validate(shape(rotary_dim=0), tp_size=1, pp_size=1, statistics=statistics(shape(), gen))
     compiled.validate(shape(), tp_size=1, pp_size=1, statistics=statistics(shape(), gen))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    selection=st.sampled_from(["per_layer_per_head", "per_head", "union"]),
+    share=st.sampled_from([None, 0.0, 0.3, 0.5, 1.0]),
+    quotas=st.sampled_from([None, (1, 0.5), (3, 1.0), (4, 0.7)]),
+    n=st.integers(4, 30),
+    keep=st.integers(1, 30),
+    window=st.integers(0, 3),
+)
+def test_reserve_and_quotas_against_plain_lists(seed, selection, share, quotas, n, keep, window):
+    gen = torch.Generator().manual_seed(seed)
+    model = shape(layers=2, kv_heads=2, group=2, head_dim=8)
+    fields = {"selection": selection, "normalize": "each", "pin": {"sinks": 1, "window": window}}
+    terms = [{"kind": "trig"}, {"kind": "random", "weight": 0.5}]
+    reserved = [{"kind": "keydiff"}, {"kind": "vnorm", "weight": -1}]
+    ctx = request(model, n, gen, computed=2 * n, statistics=statistics(model, gen))
+    main = policy(*terms, **fields).scores(ctx)
+    by = policy(*reserved, **fields).scores(ctx)
+    compiled = policy(
+        *terms,
+        **fields,
+        reserve=None if share is None else {"share": share, "terms": reserved},
+        segments=None if quotas is None else {"count": quotas[0], "share": quotas[1]},
+    )
+    kept = compiled.select(ctx, keep)
+    assert bool((kept.sum(-1) == min(n, keep)).all())
+    for i in range(main.shape[0]):
+        for j in range(main.shape[1]):
+            where = ctx.positions[i, j].tolist()
+            chosen = {e for e in range(n) if math.isinf(main[i, j, e])}
+
+            def take(scores, places, among, chosen=chosen):
+                order = sorted((e for e in among if e not in chosen), key=lambda e: (-float(scores[e]), e))
+                chosen.update(order[: max(places, 0)])
+
+            everyone = range(n)
+            if share is not None:
+                take(by[i, j], (keep - len(chosen)) * round(share * 65536) // 65536, everyone)
+            if quotas is not None:
+                each = max(keep - len(chosen), 0) * round(quotas[1] * 65536) // 65536 // quotas[0]
+                span = max(2 * n - window - 1, 1)
+                for segment in range(quotas[0]):
+                    mine = [e for e in everyone if (where[e] - 1) * quotas[0] // span == segment]
+                    take(main[i, j], each, mine)
+            take(main[i, j], keep - len(chosen), everyone)
+            if len(chosen) <= keep:
+                rows = slice(None) if main.shape[0] == 1 else i, slice(None) if main.shape[1] == 1 else j
+                picked = kept[rows].reshape(-1, n)
+                expected = [e in chosen for e in range(n)]
+                assert all(row.tolist() == expected for row in picked)
+
+
+def test_a_reserve_needs_scores_of_one_unit():
+    from triattn.config import parse_policy
+    from triattn.errors import ConfigError
+
+    reserve = {"share": 0.5, "terms": [{"kind": "keydiff"}]}
+    with pytest.raises(ConfigError) as caught:
+        parse_policy({"name": "a", "terms": [{"kind": "random"}], "reserve": reserve})
+    assert caught.value.field == "policy.normalize"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 
 from tests.policies.builders import request, shape, statistics
+from triattn.policies.gumbel import Gumbel
 from triattn.policies.keydiff import KeyDiff
+from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.norm import Norm
 from triattn.policies.random import Random, uniform
 from triattn.policies.recency import Recency
+from triattn.policies.superseded import Superseded
 from triattn.policies.trig import Trig, offsets
 
 
@@ -160,3 +164,71 @@ def test_offsets_are_the_powers_of_two():
         and offsets(65536) == [2**e for e in range(17)]
         and offsets(65535) == [2**e for e in range(16)]
     )
+
+
+@pytest.mark.parametrize(
+    ("rotary", "pairing"), [(8, "half"), (4, "half"), (8, "interleaved"), (4, "interleaved")]
+)
+def test_superseded_compares_keys_as_they_were_before_the_rotation(rotary, pairing):
+    gen = torch.Generator().manual_seed(8)
+    model = shape(layers=1, kv_heads=2, group=1, head_dim=8, rotary_dim=rotary, pairing=pairing)
+    ctx = request(model, 12, gen, computed=90_000)
+    raw = torch.randn(2, 12, 8, generator=gen)
+    # Positions need not rise with the row: a compacted row has its holes filled from the tail.
+    positions = ctx.positions[:, :, torch.randperm(12, generator=gen)]
+    cached = torch.stack(
+        [
+            torch.stack([rotate(raw[h, i], int(positions[0, h, i]), model).float() for i in range(12)])
+            for h in range(2)
+        ]
+    )
+    ctx = dataclasses.replace(ctx, keys=lambda _: cached, positions=positions)
+    score = Superseded("key").score(ctx, 0)
+    for head in range(2):
+        unit = raw[head].double() / raw[head].double().norm(dim=-1, keepdim=True)
+        for i in range(12):
+            later = [
+                float(unit[i] @ unit[j]) for j in range(12) if positions[0, head, j] > positions[0, head, i]
+            ]
+            assert float(score[head, i]) == pytest.approx(-max(later, default=-1.0), abs=2e-4)
+    repeated = raw.clone()
+    repeated[:, int(positions[0, 0].argmax())] = 2 * repeated[:, int(positions[0, 0].argmin())]
+    values = dataclasses.replace(ctx, values=lambda _: repeated)
+    score = Superseded("value").score(values, 0)[0]
+    assert float(score[int(positions[0, 0].argmin())]) == pytest.approx(-1.0, abs=1e-6)
+    assert float(score[int(positions[0, 0].argmax())]) == 1.0
+
+
+def test_superseded_survives_what_is_not_a_number():
+    gen = torch.Generator().manual_seed(9)
+    ctx = request(shape(layers=1, kv_heads=1, group=1), 5, gen)
+    keys = torch.randn(1, 5, 8, generator=gen)
+    keys[0, 3] = float("nan")
+    score = Superseded("key").score(dataclasses.replace(ctx, keys=lambda _: keys), 0)[0]
+    assert score.isnan().tolist() == [False, False, False, True, False]
+
+
+def test_magnitudes():
+    ctx = request(shape(layers=1, kv_heads=2, group=1), 7, torch.Generator().manual_seed(10))
+    keys, values = ctx.keys(0).tolist(), ctx.values(0).tolist()
+    length = KeyNorm().score(ctx, 0), ValueNorm(False).score(ctx, 0), ValueNorm(True).score(ctx, 0)
+    for head in range(2):
+        for i in range(7):
+            k, v = (math.sqrt(math.fsum(x * x for x in e[head][i])) for e in (keys, values))
+            assert [float(x[head, i]) for x in length] == pytest.approx([k, v, math.log(v)], rel=1e-5)
+            spread = max(values[head][i]) - min(values[head][i])
+            assert float(ValueRange().score(ctx, 0)[head, i]) == pytest.approx(spread, rel=1e-6)
+    zero = dataclasses.replace(ctx, values=lambda _: ctx.values(0) * 0)
+    assert bool(torch.isfinite(ValueNorm(True).score(zero, 0)).all())
+
+
+def test_gumbel_draws_in_proportion_and_apart_from_random():
+    ctx = request(shape(layers=1, kv_heads=1, group=1), 20_000, torch.Generator().manual_seed(11))
+    noise = Gumbel(3, "per_layer_per_head").score(ctx, 0)[0].double()
+    assert float(noise.mean()) == pytest.approx(0.5772, abs=0.03)
+    assert float(noise.var()) == pytest.approx(math.pi**2 / 6, abs=0.1)
+    uniform_noise = Random(3, "per_layer_per_head").score(ctx, 0)[0].double()
+    assert abs(float(torch.corrcoef(torch.stack([noise, uniform_noise]))[0, 1])) < 0.03
+    # The highest of two with log-weights ln 3 and 0 is the first in three cases of four.
+    first = (noise[::2] + math.log(3.0) > noise[1::2]).double().mean()
+    assert float(first) == pytest.approx(0.75, abs=0.02)

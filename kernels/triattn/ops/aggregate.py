@@ -92,7 +92,7 @@ def group_score(
 ):
     """Scores per KV head of entries, [N] or [rows, N], whose first raw channel `raw` points at; -inf for NaN.
 
-    `partials` and `ok` as in moments_of.
+    `partials` and `ok` as in moments_of; `weights` points at those of each row, of the shape of `partials`.
     """
     score = 0.0
     for k in tl.static_range(KV_SETS):
@@ -127,7 +127,7 @@ def aggregate_kernel(
     fields,  # int32 [requests, 8]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
-    weights,  # float32 [sets]
+    weights,  # float32 [LAYERS * HEADS, sets]
     table_stride,
     tiles,
     chunks,
@@ -192,7 +192,7 @@ def aggregate_kernel(
             chunks,
             mask,
             have,
-            weights,
+            weights + (tl.where(which < SHARED, number, 0) * (QUERY_SETS + KV_SETS))[:, None],
             CHANNELS,
             GROUP,
             QUERY_SETS,

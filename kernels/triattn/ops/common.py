@@ -90,6 +90,15 @@ def uniform(seed_state, computed, layer_id, head_id, position):
 
 
 @triton.jit
+def put(out, index, value, weight, valid, ADD: tl.constexpr):
+    """Store a term's values, float32 like `index`, times `weight`; with ADD on top of what is there."""
+    value = value * weight
+    if ADD:
+        value += tl.load(out + index, mask=valid, other=0.0)
+    tl.store(out + index, value, mask=valid)
+
+
+@triton.jit
 def layer_base(bases, slot, DTYPE: tl.constexpr, ALIGN: tl.constexpr):
     """A layer's base pointer out of the table of addresses."""
     return tl.multiple_of(tl.load(bases + slot).to(tl.pointer_type(DTYPE)), ALIGN)

@@ -88,9 +88,9 @@ def group_layers(caches: Sequence[LayerCache], device: torch.device) -> list[Lay
     return groups
 
 
-def key_scales(caches: Sequence[LayerCache], device: torch.device) -> Tensor:
-    """float32 [layers]: what the stored keys of each layer are multiplied by, gathered without waiting."""
-    scales = [c.key_scale for c in caches]
+def scales_of(caches: Sequence[LayerCache], which: str, device: torch.device) -> Tensor:
+    """float32 [layers]: what each layer's stored keys ("k") or values are multiplied by, gathered without waiting."""
+    scales = [c.key_scale if which == "k" else c.value_scale for c in caches]
     if not any(isinstance(s, Tensor) for s in scales):
         return torch.tensor(scales, dtype=torch.float32, device=device)
     return torch.stack([torch.as_tensor(s, dtype=torch.float32, device=device).reshape(()) for s in scales])

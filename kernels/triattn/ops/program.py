@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from triattn.policies import ModelShape, Policy, PolicyError, QueryStatistics
+from triattn.policies.gumbel import STREAM, Gumbel
 from triattn.policies.keydiff import KeyDiff
+from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.norm import Norm
 from triattn.policies.random import Random, mix
 from triattn.policies.recency import Recency
+from triattn.policies.superseded import Superseded
+from triattn.policies.terms import Term
 from triattn.policies.trig import Trig, offsets
+
+BUILT_IN = ("trig", "trig_max", "norm", "keydiff", "random", "recency")
+"""Kinds of terms that the score kernel computes itself; the others have kernels of their own (`extras`)."""
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A term with a kernel of its own: its weight in a sum, and its channel where terms are normalised apart."""
+
+    term: Term
+    weight: float
+    channel: int
 
 
 @dataclass(frozen=True)
@@ -22,14 +39,18 @@ class Program:
 
     A score has `channels` raw values an entry and KV head: `query_sets` sets of one per query head of the group,
     then `kv_sets` single ones. With normalize "each" a set is a term; otherwise one set holds the weighted sum.
+    The last of the single ones are those of `extras`.
 
     query: float32 [4, layers, query_heads, F]: μ of the mean-trig term, turned and averaged over the offsets, real
         and imaginary; μ of the max-trig term, real and imaginary.
     spread: float32 [layers, query_heads, F], coefficients of the norm term.
     turns: float64 [F], revolutions a token. steps: float32 [offsets, 2, F], e^(i o ω) of the max-trig term.
     term_weights: float32 [8]: trig, max-trig, norm, keydiff, random, recency (0 where absent).
-    set_weights: float32 [sets], what each set is multiplied by when sets are added.
-    ids: int32 [layers + kv_heads + 1], the hash's names of layers and heads, and the seed's state.
+    set_weights: float32 [1 or 2, layers * kv_heads, sets], what each set is multiplied by when sets are added: for
+        the policy's own terms, and for the reserve's.
+    ids: int32 [layers + kv_heads + 2], the hash's names of layers and heads, and the seed's state for the random
+        and for the gumbel term.
+    shares: int32 [layers * kv_heads], the reserve's share by choice.
     """
 
     policy: Policy
@@ -49,6 +70,8 @@ class Program:
     term_weights: Tensor
     set_weights: Tensor
     ids: Tensor
+    shares: Tensor
+    extras: tuple[Extra, ...] = ()
 
     @property
     def separate(self) -> bool:
@@ -72,8 +95,21 @@ class Program:
 
     @property
     def noise_only(self) -> bool:
-        """Whether a row's score needs nothing but its positions."""
-        return not self.reads_keys and not self.stats and self.policy.selection == "per_layer_per_head"
+        """Whether a row's score needs nothing but its positions and what the row kernel computes from them."""
+        alone = not self.extras and not self.promotes
+        return (
+            alone and not self.reads_keys and not self.stats and self.policy.selection == "per_layer_per_head"
+        )
+
+    @property
+    def promotes(self) -> bool:
+        """Whether places are given away before the best compete for the rest."""
+        return bool(self.policy.reserve) or self.policy.segments > 0
+
+    @property
+    def given(self) -> bool:
+        """Whether the score kernel adds what extras have summed up."""
+        return bool(self.extras) and not self.separate
 
 
 def compile_policy(
@@ -85,24 +121,31 @@ def compile_policy(
         PolicyError: a combination of terms that the kernels do not have.
     """
     separate = policy.normalize == "each"
-    weight = dict.fromkeys(("trig", "trig_max", "norm", "keydiff", "random", "recency"), 0.0)
+    weight = dict.fromkeys(BUILT_IN, 0.0)
     bands = shape.rotary_dim // 2
     spread = torch.zeros(shape.layers, shape.query_heads, bands, dtype=torch.float64)
     query = torch.zeros(4, shape.layers, shape.query_heads, bands, dtype=torch.float64)
     steps = torch.zeros(1, 2, bands)
     omega = shape.inv_freq.double().cpu()
     scale = shape.attention_scaling**2
-    seen: set[str] = set()
+    rows = shape.layers * shape.kv_heads
+    # What a set is multiplied by: in the policy's own sum, in the reserve's.
+    sets: dict[str, list[float]] = {}
+    others: list[tuple[str, Term, float]] = []
     seed = 0
-    for w, term in policy.terms:
-        factor = scale if separate else w * scale
+    for term in policy.all_terms:
+        own, reserved = (sum(w for w, t in side if t == term) for side in (policy.terms, policy.reserve))
+        factor = scale if separate else own * scale
         kind = _kind(term)
-        if kind in seen and (separate or kind == "trig_max"):
+        if kind in sets and (separate or kind == "trig_max"):
             raise PolicyError(
                 "terms", kind, "on a GPU each kind of term can stand once here; merge or drop one"
             )
-        seen.add(kind)
-        weight[kind] += w
+        sets[kind] = [own, reserved]
+        if kind not in BUILT_IN:
+            others.append((kind, term, own))
+            continue
+        weight[kind] += own
         if isinstance(term, (Trig, Norm)):
             assert statistics is not None
             centre = torch.complex(
@@ -123,18 +166,23 @@ def compile_policy(
             spread += (size - centre.abs() if term.residual else size) * factor
         elif isinstance(term, Random):
             seed = term.seed
-    kv_kinds = [k for k in ("keydiff", "random", "recency") if k in seen]
-    query_kinds = [k for k in ("trig", "trig_max", "norm") if k in seen]
+    query_kinds = [k for k in BUILT_IN[:3] if k in sets]
+    kv_kinds = [k for k in BUILT_IN[3:] if k in sets]
+    apart = [*query_kinds, *kv_kinds, *(kind for kind, _, _ in others)]
     if separate:
-        query_sets, kv_sets = len(query_kinds), len(kv_kinds)
-        sets = [weight[k] for k in query_kinds + kv_kinds]
+        query_sets, kv_sets = len(query_kinds), len(kv_kinds) + len(others)
+        columns = [sets[kind] for kind in apart] or [[0.0, 0.0]]
     else:
         query_sets, kv_sets = (1, 0) if query_kinds else (0, 1)
-        sets = [1.0]
+        columns = [[1.0, 0.0]]
+    group = shape.group if query_kinds else 1
+    first = query_sets * group + len(kv_kinds)
+    weights = torch.tensor(columns, dtype=torch.float32).T[: 2 if policy.reserve else 1]
+    gumbel = next((t.seed ^ STREAM for _, t, _ in others if isinstance(t, Gumbel)), 0)
     return Program(
         policy=policy,
-        **{kind: kind in seen for kind in weight},
-        group=shape.group if query_kinds else 1,
+        **{kind: kind in sets for kind in BUILT_IN},
+        group=group,
         query_sets=query_sets,
         kv_sets=max(kv_sets, 0 if query_sets else 1),
         query=query.float().to(device),
@@ -142,8 +190,12 @@ def compile_policy(
         turns=(omega / math.tau).to(device),
         steps=steps.contiguous().to(device),
         term_weights=torch.tensor([*weight.values(), 0.0, 0.0], dtype=torch.float32).to(device),
-        set_weights=torch.tensor(sets or [1.0], dtype=torch.float32).to(device),
-        ids=_ids(policy, shape, seed).to(device),
+        set_weights=weights[:, None].expand(-1, rows, -1).contiguous().to(device),
+        ids=_ids(policy, shape, (seed, gumbel)).to(device),
+        shares=torch.full((rows,), policy.reserve_share, dtype=torch.int32).to(device),
+        extras=tuple(
+            Extra(term, own, first + i if separate else 0) for i, (_, term, own) in enumerate(others)
+        ),
     )
 
 
@@ -179,17 +231,21 @@ def _kind(term: object) -> str:
             return "random"
         case Recency():
             return "recency"
+        case KeyNorm() | ValueRange() | Gumbel():
+            return type(term).__name__.lower()
+        case ValueNorm() | Superseded():
+            return str(term)
     raise PolicyError("terms", type(term).__name__, "this score term has no GPU kernel")
 
 
-def _ids(policy: Policy, shape: ModelShape, seed: int) -> Tensor:
+def _ids(policy: Policy, shape: ModelShape, seeds: Sequence[int]) -> Tensor:
     layers = torch.tensor([i + 1 for i in shape.layer_ids])
     heads = torch.tensor([i + 1 for i in shape.kv_head_ids])
     if policy.selection != "per_layer_per_head":
         layers = layers * 0
     if policy.selection == "union":
         heads = heads * 0
-    state = mix(torch.tensor([seed]))
+    state = mix(torch.tensor(seeds))
     # A uint32 in an int32's bits.
     state = torch.where(state >= 2**31, state - 2**32, state)
     return torch.cat([layers, heads, state]).int()

@@ -42,8 +42,8 @@ def row_kernel(
     fields,  # int32 [requests, 8]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
-    weights,  # float32 [8]
-    ids,  # int32 [LAYERS + HEADS + 1]
+    weights,  # float32 [8] of each kind of term (NOISE), or [LAYERS * HEADS, sets] (RAW)
+    ids,  # int32 [LAYERS + HEADS + 2]
     table_stride,
     chunks,
     raw_stride16,
@@ -127,7 +127,7 @@ def row_kernel(
                 chunks,
                 valid,
                 chunks > 0,
-                weights,
+                weights + (layer * HEADS + head) * (QUERY_SETS + KV_SETS),
                 CHANNELS,
                 GROUP,
                 QUERY_SETS,

@@ -62,7 +62,8 @@ def score_kernel(
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     weights,  # float32 [8]: of each kind of term
-    ids,  # int32 [LAYERS + HEADS + 1]: what the hash calls a layer and a head; the seed's state
+    ids,  # int32 [LAYERS + HEADS + 2]: what the hash calls a layer and a head; the seeds' states
+    given,  # float32 [requests, LAYERS, HEADS, raw_stride16 * 16]: sums of terms with kernels of their own (GIVEN)
     table_stride,
     chunks,
     tiles,
@@ -101,6 +102,8 @@ def score_kernel(
     KEYDIFF: tl.constexpr,
     RANDOM: tl.constexpr,
     RECENCY: tl.constexpr,
+    GIVEN: tl.constexpr,
+    EXTRAS: tl.constexpr,
     SEPARATE: tl.constexpr,
     STATS: tl.constexpr,
     FILL: tl.constexpr,
@@ -108,7 +111,8 @@ def score_kernel(
     """A chunk is `tiles` tiles of TILE entries. FILL also writes implied positions into their table.
 
     Channels: with SEPARATE one set for each kind of term, else one set with the weighted sum; those per query head
-    have GROUP channels each and come first. Every chunk's moments are written, also those of an empty one.
+    have GROUP channels each and come first. Every chunk's moments are written, also those of an empty one; but for
+    those of the last EXTRAS channels, which other kernels fill.
     """
     program = tl.program_id(0)
     head = program % HEADS
@@ -263,6 +267,8 @@ def score_kernel(
                 common += noise * tl.load(weights + 4)
             if RECENCY:
                 common += age * tl.load(weights + 5)
+            if GIVEN:
+                common += tl.load(given + row * stride + index, mask=valid, other=0.0)[:, None]
             if PER_QUERY:
                 if TRIG or NORM:
                     value += linear
@@ -296,11 +302,12 @@ def score_kernel(
         # Single channels come last, in this order.
         RECENT: tl.constexpr = 1 if RECENCY else 0
         NOISE: tl.constexpr = 1 if RANDOM else 0
+        last = single + (CHANNELS - EXTRAS)
         if SEPARATE and RECENCY:
-            store_moments(single + CHANNELS - 1, mean_f, square_f, seen, one < 1, CHANNELS)
+            store_moments(last - 1, mean_f, square_f, seen, one < 1, CHANNELS)
         if SEPARATE and RANDOM:
-            store_moments(single + CHANNELS - 1 - RECENT, mean_e, square_e, seen, one < 1, CHANNELS)
+            store_moments(last - 1 - RECENT, mean_e, square_e, seen, one < 1, CHANNELS)
         if SEPARATE and KEYDIFF:
-            store_moments(single + CHANNELS - 1 - RECENT - NOISE, mean_d, square_d, seen, one < 1, CHANNELS)
+            store_moments(last - 1 - RECENT - NOISE, mean_d, square_d, seen, one < 1, CHANNELS)
         if not SEPARATE and not PER_QUERY:
             store_moments(single, mean_d, square_d, seen, one < 1, CHANNELS)

@@ -2,10 +2,13 @@
 
 Launches of a round, in order (those that the policy does not need are left out):
 
+    extras      terms with kernels of their own (knorm, vnorm, vrange, superseded, gumbel)
     anchor      partial sums of unit keys (keydiff)
     prepare     the vectors that keys are multiplied by, at this round's time
     score       raw scores, K read once, and the moments that z-scores need
-    aggregate   one score per choice (choices shared by layers or heads; long rows)
+    moments     the moments of the extras, where each term is z-scored
+    aggregate   one score per choice (choices shared by layers or heads; long rows; places given away)
+    promote     the reserve, then quotas of segments: chosen scores become +inf
     row         select and compact (rows that fit in registers), or else select, then compact
 """
 
@@ -18,9 +21,10 @@ import torch
 import triton
 from torch import Tensor
 
-from triattn.ops import aggregate, anchor, compact, copy_blocks, prepare, row, score, select
+from triattn.ops import aggregate, anchor, compact, copy_blocks, prepare, promote, row, score, select
+from triattn.ops.extras import launch_extras, launch_moments
 from triattn.ops.interface import LayerCache, RoundBatch
-from triattn.ops.layer_groups import KEY_TYPES, MOVE_TYPES, LayerGroup, group_layers, key_scales
+from triattn.ops.layer_groups import KEY_TYPES, MOVE_TYPES, LayerGroup, group_layers, scales_of
 from triattn.ops.program import compile_policy, split_matrix
 from triattn.ops.workspace import Workspace, round_up
 from triattn.policies import ModelShape, Policy, PolicyError, QueryStatistics
@@ -40,6 +44,8 @@ class Tuning:
     anchor_tile: int = 64
     anchor_tiles: int = 8
     anchor_warps: int = 4
+    superseded_tile: int = 64
+    superseded_warps: int = 4
     aggregate_tile: int = 128
     aggregate_rows: int = 8
     aggregate_warps: int = 4
@@ -73,6 +79,8 @@ class Buffers:
     sums: Tensor
     moves: Tensor
     counts: Tensor
+    given: Tensor
+    reserved: Tensor
 
 
 class TritonRounds:
@@ -105,7 +113,8 @@ class TritonRounds:
         self.tuning = tuning or Tuning()
         self.program = p = compile_policy(policy, shape, statistics, self.device)
         self.groups = group_layers(caches, self.device)
-        self.scales = key_scales(caches, self.device)
+        self.scales = scales_of(caches, "k", self.device)
+        self.value_scales = scales_of(caches, "v", self.device)
         self.workspace = Workspace(workspace_bytes, self.device)
         self.rows = shape.layers * shape.kv_heads
         self.choices = {"per_layer_per_head": self.rows, "per_head": shape.kv_heads, "union": 1}[
@@ -148,7 +157,8 @@ class TritonRounds:
 
     def refresh_scales(self) -> None:
         """Read the scales of fp8 caches again, on the stream: only needed if they change after construction."""
-        self.scales.copy_(key_scales(self.caches, self.device))
+        self.scales.copy_(scales_of(self.caches, "k", self.device))
+        self.value_scales.copy_(scales_of(self.caches, "v", self.device))
 
     def warm_up(self) -> None:
         """Compile and load every kernel that a round can need, by rounds over an empty request."""
@@ -193,7 +203,7 @@ class TritonRounds:
         anchor_cut = _cut(stride, t.anchor_tile, t.anchor_tiles)
         move_stride = round_up(max_evicted, 128)
         scored = not self._noise_only(max_resident)
-        final = scored and (self._long(max_resident) or self.choices < rows)
+        final = scored and self._final(max_resident)
         matrix = 2 * self._bands["BANDS_P2"] * 4 * self._columns
         requests, parts = self.workspace.divide(
             (rows * p.channels * stride * scored, torch.float32),
@@ -204,11 +214,17 @@ class TritonRounds:
             (rows * anchor_cut[0] * dim * p.keydiff, torch.float32),
             (rows * 2 * move_stride, torch.int32),
             (self.choices, torch.int32),
+            (rows * stride * p.given, torch.float32),
+            (self.choices * stride * bool(self.policy.reserve), torch.float32),
         )
         return Buffers(requests, stride, score_cut, anchor_cut, move_stride, *parts)
 
     def _long(self, max_resident: int) -> bool:
         return max_resident > self.tuning.row_blocks[-1]
+
+    def _final(self, max_resident: int) -> bool:
+        """Whether the scores of choices are written out before the rows are selected."""
+        return self._long(max_resident) or self.choices < self.rows or self.program.promotes
 
     def _noise_only(self, max_resident: int) -> bool:
         return self.program.noise_only and not self._long(max_resident)
@@ -216,6 +232,8 @@ class TritonRounds:
     def _run(self, fields: Tensor, tables: Tensor, b: Buffers, max_resident: int, max_evicted: int) -> None:
         long = self._long(max_resident)
         if not self._noise_only(max_resident):
+            if self.program.extras:
+                launch_extras(self, fields, tables, b)
             if self.program.keydiff:
                 for group in self.groups:
                     self._anchor(group, fields, tables, b)
@@ -223,8 +241,15 @@ class TritonRounds:
                 self._prepare(fields, b)
             for group in self.groups:
                 self._score(group, fields, tables, b, long)
-            if long or self.choices < self.rows:
-                self._aggregate(fields, tables, b, max_resident)
+            if self.program.extras and self.program.separate:
+                launch_moments(self, fields, tables, b)
+            if self._final(max_resident):
+                self._aggregate(fields, tables, b, max_resident, b.final, 0)
+            if self.policy.reserve:
+                self._aggregate(fields, tables, b, max_resident, b.reserved, 1)
+                self._promote(fields, tables, b, b.reserved, 0)
+            if self.policy.segments:
+                self._promote(fields, tables, b, b.final, self.policy.segments)
         if long:
             self._select(fields, b)
         for group in self.groups:
@@ -245,7 +270,7 @@ class TritonRounds:
             chunks,
             tiles,
             *group.key_strides,
-            **self._read(group),
+            **self.read_of(group),
             TILE=self.tuning.anchor_tile,
             num_warps=self.tuning.anchor_warps,
         )
@@ -294,6 +319,7 @@ class TritonRounds:
             self.positions,
             p.term_weights,
             p.ids,
+            b.given,
             tables.stride(0),
             chunks,
             tiles,
@@ -303,7 +329,7 @@ class TritonRounds:
             p.steps.shape[0],
             *self.positions.stride()[:2],
             *group.key_strides,
-            **self._read(group),
+            **self.read_of(group),
             KEY_PARTS=KEY_TYPES[group.dtype][1],
             GROUP=p.group,
             COLUMNS=self._columns,
@@ -317,23 +343,28 @@ class TritonRounds:
             KEYDIFF=p.keydiff,
             RANDOM=p.random,
             RECENCY=p.recency,
+            GIVEN=p.given,
+            EXTRAS=len(p.extras) if p.separate else 0,
             SEPARATE=p.separate,
             STATS=p.stats,
             FILL=fill,
             num_warps=t.score_warps,
         )
 
-    def _aggregate(self, fields: Tensor, tables: Tensor, b: Buffers, max_resident: int) -> None:
+    def _aggregate(
+        self, fields: Tensor, tables: Tensor, b: Buffers, max_resident: int, out: Tensor, which: int
+    ) -> None:
+        """Scores of choices into `out`, by the policy's own weights (`which` 0) or the reserve's (1)."""
         t, shared = self.tuning, self.rows // self.choices
         tiles = triton.cdiv(max_resident, t.aggregate_tile)
         aggregate.aggregate_kernel[(fields.shape[0] * self.choices * tiles,)](
-            b.final,
+            out,
             b.raw,
             b.partials,
             fields,
             tables,
             self.positions,
-            self.program.set_weights,
+            self.program.set_weights[which],
             tables.stride(0),
             tiles,
             b.score_cut[0],
@@ -351,6 +382,30 @@ class TritonRounds:
             TILE=t.aggregate_tile,
             LOAD=min(t.aggregate_rows, triton.next_power_of_2(shared)),
             num_warps=t.aggregate_warps,
+        )
+
+    def _promote(self, fields: Tensor, tables: Tensor, b: Buffers, by: Tensor, segments: int) -> None:
+        promote.promote_kernel[(fields.shape[0] * self.choices,)](
+            b.final,
+            by,
+            self.program.shares,
+            fields,
+            tables,
+            self.positions,
+            tables.stride(0),
+            b.stride // 16,
+            self.policy.sinks,
+            self.policy.window,
+            self.policy.segment_share,
+            *self.positions.stride()[:2],
+            HEADS=self.shape.kv_heads,
+            CHOICES=self.choices,
+            SEGMENTED=segments > 0,
+            SEGMENTS=max(segments, 1),
+            BLOCK_SIZE=self.positions.shape[3],
+            BLOCK=self.tuning.long_block,
+            COUNT=self.tuning.long_count,
+            num_warps=self.tuning.long_warps,
         )
 
     def _select(self, fields: Tensor, b: Buffers) -> None:
@@ -394,7 +449,7 @@ class TritonRounds:
         )
 
     def _row(self, group: LayerGroup, fields: Tensor, tables: Tensor, b: Buffers, max_resident: int) -> None:
-        p, shared = self.program, self.choices < self.rows
+        p, shared = self.program, self._final(max_resident)
         source = row.FINAL if shared else row.NOISE if p.noise_only else row.RAW
         row.row_kernel[(fields.shape[0] * group.size * self.shape.kv_heads,)](
             b.moves,
@@ -406,7 +461,7 @@ class TritonRounds:
             fields,
             tables,
             self.positions,
-            p.term_weights if p.noise_only else p.set_weights,
+            p.term_weights if p.noise_only else p.set_weights[0],
             p.ids,
             tables.stride(0),
             b.score_cut[0],
@@ -438,7 +493,8 @@ class TritonRounds:
             **self._head,
         }
 
-    def _read(self, group: LayerGroup) -> dict[str, object]:
+    def read_of(self, group: LayerGroup) -> dict[str, object]:
+        """What kernels that read a layer group's keys are compiled for."""
         return {
             "DTYPE": KEY_TYPES[group.dtype][0],
             "ALIGN": group.align,

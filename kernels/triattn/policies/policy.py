@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,12 +11,9 @@ from torch import Tensor
 from triattn import wire
 from triattn.policies.context import ModelShape, QueryStatistics, Round
 from triattn.policies.errors import PolicyError
-from triattn.policies.keydiff import KeyDiff
-from triattn.policies.norm import Norm
-from triattn.policies.random import Random
-from triattn.policies.recency import Recency
+from triattn.policies.quotas import ONE, free_places, promote, segment_of
 from triattn.policies.select import keep_highest
-from triattn.policies.trig import Trig
+from triattn.policies.terms import Term, Weighted, weighted
 
 STD_FLOOR = 1e-6
 """Smallest standard deviation that a z-score divides by."""
@@ -24,63 +21,65 @@ STD_FLOOR = 1e-6
 Selection = Literal["per_layer_per_head", "per_head", "union"]
 
 
-class Term(Protocol):
-    """One score term: float32 [query_heads or kv_heads, N], higher meaning "keep"."""
-
-    @property
-    def per_query_head(self) -> bool: ...
-    @property
-    def needs_statistics(self) -> bool: ...
-    @property
-    def reads_keys(self) -> bool: ...
-    def score(self, ctx: Round, layer: int) -> Tensor: ...
-
-
 @dataclass(frozen=True)
 class Policy:
-    """Weighted score terms, their normalisation and aggregation, who chooses, and what is pinned."""
+    """Weighted score terms, their normalisation and aggregation, who chooses, and what is pinned.
+
+    Of the places that pinned entries leave, `reserve_share` (in parts of 65,536) go to the highest by the terms
+    `reserve`; then `segment_share` of what is left evenly to `segments` stretches of the sequence; then the highest.
+    """
 
     name: str
-    terms: tuple[tuple[float, Term], ...]
+    terms: Weighted
     normalize: Literal["none", "sum", "each"]
     group_aggregation: Literal["max", "mean"]
     layer_aggregation: Literal["mean", "max"]
     selection: Selection
     sinks: int
     window: int
+    reserve: Weighted = ()
+    reserve_share: int = 0
+    segments: int = 0
+    segment_share: int = 0
 
     @classmethod
     def of(cls, document: wire.PolicyDocument) -> Policy:
         """Take the scoring part out of a policy document; equal terms are merged, terms of weight 0 dropped."""
-        weights: dict[Term, float] = {}
-        for item in document.terms:
-            term = _term(item, document)
-            weights[term] = weights.get(term, 0.0) + float(item.weight)
+        reserve, segments = document.reserve, document.segments
         return cls(
             name=document.name,
-            terms=tuple((w, t) for t, w in weights.items() if w != 0.0),
+            terms=weighted(document.terms, document),
             normalize=document.normalize,
             group_aggregation=document.group_aggregation,
             layer_aggregation=document.layer_aggregation,
             selection=document.selection,
             sinks=document.pin.sinks,
             window=document.pin.window,
+            reserve=weighted(reserve.terms, document) if reserve else (),
+            reserve_share=round(reserve.share * ONE) if reserve else 0,
+            segments=segments.count if segments else 0,
+            segment_share=round(segments.share * ONE) if segments else 0,
         )
+
+    @property
+    def all_terms(self) -> tuple[Term, ...]:
+        """Every term, the reserve's included, each once."""
+        return tuple(dict.fromkeys(t for _, t in (*self.terms, *self.reserve)))
 
     @property
     def needs_statistics(self) -> bool:
         """Whether some term reads statistics of the model's queries."""
-        return any(t.needs_statistics for _, t in self.terms)
+        return any(t.needs_statistics for t in self.all_terms)
 
     @property
     def reads_keys(self) -> bool:
-        """Whether some term reads keys; if not, layers and heads of one choice score alike."""
-        return any(t.reads_keys for _, t in self.terms)
+        """Whether some term reads keys or values; if not, layers and heads of one choice score alike."""
+        return any(t.reads_keys for t in self.all_terms)
 
     @property
     def per_query_head(self) -> bool:
         """Whether scores are assembled per query head before they are aggregated over the group."""
-        return any(t.per_query_head for _, t in self.terms)
+        return any(t.per_query_head for t in self.all_terms)
 
     def validate(
         self, shape: ModelShape, *, tp_size: int, pp_size: int, statistics: QueryStatistics | None = None
@@ -127,19 +126,18 @@ class Policy:
 
     def pinned(self, ctx: Round) -> Tensor:
         """bool [layers, kv_heads, N]: entries that the round may not evict (prompt, sinks, recent window)."""
-        position = ctx.positions
-        pinned = (position < self.sinks) | (position >= ctx.computed - self.window)
-        if ctx.pin_prompt:
-            pinned = pinned | (position < ctx.prompt_len)
-        return pinned
+        first, last = self._span(ctx)
+        return (ctx.positions < first) | (ctx.positions >= last)
 
-    def scores(self, ctx: Round) -> Tensor:
+    def scores(self, ctx: Round, terms: Weighted | None = None) -> Tensor:
         """float32 [layers or 1, kv_heads or 1, N], pinned entries +inf; dimension 1 where the choice is shared.
 
-        An entry whose score is not a number counts as the lowest.
+        An entry whose score is not a number counts as the lowest. `terms`: the reserve's, in the place of the
+        policy's own.
         """
+        terms = self.terms if terms is None else terms
         pinned = self.pinned(ctx)
-        layers = torch.stack([self._layer(ctx, i, ~pinned[i]) for i in range(ctx.model.layers)])
+        layers = torch.stack([self._layer(ctx, i, ~pinned[i], terms) for i in range(ctx.model.layers)])
         scores = _lowest_if_nan(layers)
         if self.selection == "union":
             scores = scores.amax(dim=(0, 1), keepdim=True)
@@ -153,14 +151,35 @@ class Policy:
 
     def select(self, ctx: Round, keep: int) -> Tensor:
         """bool [layers, kv_heads, N]: the kept entries, exactly `keep` for each layer and head (or all, if fewer)."""
-        return keep_highest(self.scores(ctx), keep).expand(ctx.positions.shape)
+        return keep_highest(self.final(ctx, keep), keep).expand(ctx.positions.shape)
 
-    def _layer(self, ctx: Round, layer: int, evictable: Tensor) -> Tensor:
+    def final(self, ctx: Round, keep: int) -> Tensor:
+        """Like `scores`, with the reserve and the quotas of segments promoted to +inf."""
+        scores = self.scores(ctx)
+        if self.reserve:
+            places = free_places(scores, keep) * self.reserve_share // ONE
+            scores = promote(scores, self.scores(ctx, self.reserve), places)
+        if self.segments:
+            first, last = self._span(ctx)
+            # Where rows share a choice their positions are alike, but for what an earlier policy left.
+            positions = ctx.positions[: scores.shape[0], : scores.shape[1]]
+            segment = segment_of(positions, first, last, self.segments)
+            each = free_places(scores, keep) * self.segment_share // ONE // self.segments
+            base = scores
+            for number in range(self.segments):
+                scores = promote(scores, base, each, segment == number)
+        return scores
+
+    def _span(self, ctx: Round) -> tuple[int, int]:
+        """Positions that may be evicted: from the first up to, not including, the second."""
+        return max(self.sinks, ctx.prompt_len if ctx.pin_prompt else 0), ctx.computed - self.window
+
+    def _layer(self, ctx: Round, layer: int, evictable: Tensor, terms: Weighted) -> Tensor:
         """One layer's scores, float32 [kv_heads, N], before pins."""
         group = ctx.model.group if self.per_query_head else 1
         evictable = evictable.repeat_interleave(group, dim=0)
         total = torch.zeros(evictable.shape, dtype=torch.float32, device=evictable.device)
-        for weight, term in self.terms:
+        for weight, term in terms:
             part = term.score(ctx, layer)
             if not term.per_query_head:
                 part = part.repeat_interleave(group, dim=0)
@@ -171,7 +190,7 @@ class Policy:
         return grouped.amax(dim=1) if self.group_aggregation == "max" else grouped.mean(dim=1)
 
     def _names(self, need: str) -> list[str]:
-        return [type(t).__name__.lower() for _, t in self.terms if getattr(t, f"needs_{need}")]
+        return [type(t).__name__.lower() for t in self.all_terms if getattr(t, f"needs_{need}")]
 
 
 def z_score(x: Tensor, evictable: Tensor) -> Tensor:
@@ -184,18 +203,3 @@ def z_score(x: Tensor, evictable: Tensor) -> Tensor:
 
 def _lowest_if_nan(x: Tensor) -> Tensor:
     return torch.where(x.isnan(), -torch.inf, x)
-
-
-def _term(item: object, document: wire.PolicyDocument) -> Term:
-    match item:
-        case wire.TrigTerm():
-            return Trig(item.offsets, item.max_offset)
-        case wire.NormTerm():
-            return Norm(item.residual)
-        case wire.KeyDiffTerm():
-            return KeyDiff()
-        case wire.RandomTerm():
-            return Random(document.seed, document.selection)
-        case wire.RecencyTerm():
-            return Recency()
-    raise PolicyError("terms", type(item).__name__, "this version has no such score term")

@@ -35,6 +35,12 @@ describe("parsePolicy", () => {
     [{ ...document, terms: [{ kind: "trig", weight: "a" }] }, "policy.terms.0.weight", "a"],
     [{ ...document, pin: { sinks: 0.5 } }, "policy.pin.sinks", 0.5],
     [{ name: "a" }, "policy.terms", "missing"],
+    [{ ...document, reserve: { share: 0.5, terms: document.terms } }, "policy.normalize", "missing"],
+    [
+      { ...document, normalize: "each", reserve: { share: 2, terms: document.terms } },
+      "policy.reserve.share",
+      2,
+    ],
     [{ ...document, name: "a\n" }, "policy.name", "a\n"],
     [null, "policy", null],
   ];

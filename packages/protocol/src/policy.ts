@@ -53,9 +53,95 @@ export const RecencyTerm = z
   .strictObject({ kind: z.literal("recency"), weight })
   .meta({ id: "RecencyTerm", description: "The token's logical position." });
 
+export const KeyNormTerm = z.strictObject({ kind: z.literal("knorm"), weight }).meta({
+  id: "KeyNormTerm",
+  description:
+    "Length of the key. A negative weight keeps short keys (arXiv 2406.11430); which sign helps depends on the model.",
+});
+
+export const ValueNormTerm = z
+  .strictObject({
+    kind: z.literal("vnorm"),
+    weight,
+    log: z.boolean().default(false).describe("True: the logarithm of the length, a factor on a softmax."),
+  })
+  .meta({ id: "ValueNormTerm", description: "Length of the value." });
+
+export const ValueRangeTerm = z.strictObject({ kind: z.literal("vrange"), weight }).meta({
+  id: "ValueRangeTerm",
+  description:
+    "Largest less smallest element of the value: few values are abnormally large (arXiv 2606.03928).",
+});
+
+export const SupersededTerm = z
+  .strictObject({
+    kind: z.literal("superseded"),
+    weight,
+    space: z
+      .enum(["key", "value"])
+      .default("key")
+      .describe("What is compared: keys with their rotation undone, or values."),
+  })
+  .meta({
+    id: "SupersededTerm",
+    description:
+      "Negative of the largest cosine to a later resident token: what a later token repeats is replaceable, " +
+      "the newest of its kind and what is unique stay.",
+  });
+
+export const GumbelTerm = z.strictObject({ kind: z.literal("gumbel"), weight }).meta({
+  id: "GumbelTerm",
+  description:
+    "Gumbel noise from the policy's seed: added to other terms, tokens are drawn without replacement with " +
+    "probabilities softmax(the other terms / weight).",
+});
+
 export const ScoreTerm = z
-  .discriminatedUnion("kind", [TrigTerm, NormTerm, KeyDiffTerm, RandomTerm, RecencyTerm])
+  .discriminatedUnion("kind", [
+    TrigTerm,
+    NormTerm,
+    KeyDiffTerm,
+    RandomTerm,
+    RecencyTerm,
+    KeyNormTerm,
+    ValueNormTerm,
+    ValueRangeTerm,
+    SupersededTerm,
+    GumbelTerm,
+  ])
   .meta({ id: "ScoreTerm" });
+
+const share = z.number().min(0).max(1);
+
+export const Reserve = z
+  .strictObject({
+    share: share.describe("Part of the places that pinned tokens leave free, rounded down to whole tokens."),
+    terms: z.array(ScoreTerm).min(1).max(16),
+  })
+  .meta({
+    id: "Reserve",
+    description:
+      "A part of the budget that other terms choose, before the policy's own choose the rest. " +
+      "Needs normalize each.",
+  });
+
+export const Segments = z
+  .strictObject({
+    count: z
+      .int()
+      .min(1)
+      .max(64)
+      .describe("Segments of equal length that the evictable positions are cut into."),
+    share: share
+      .default(1)
+      .describe(
+        "Part of the free places that is divided evenly among the segments; the rest goes to the best.",
+      ),
+  })
+  .meta({
+    id: "Segments",
+    description: "Quotas by age: each segment of the sequence keeps its best tokens before the rest compete.",
+  });
 
 export const Pin = z
   .strictObject({
@@ -90,6 +176,8 @@ export const PolicyDocument = z
       .default(128)
       .describe("A round fires once a request has budget + interval resident tokens."),
     terms: z.array(ScoreTerm).min(1).max(16),
+    reserve: Reserve.nullable().default(null),
+    segments: Segments.nullable().default(null),
     normalize: z
       .enum(["none", "sum", "each"])
       .default("sum")
@@ -110,7 +198,11 @@ export const PolicyDocument = z
       .boolean()
       .default(true)
       .describe("True: the budget covers the prompt. False: the budget covers generated tokens only."),
-    seed: z.int().min(0).max(4294967295).default(0).describe("Seed of the random term."),
+    seed: z.int().min(0).max(4294967295).default(0).describe("Seed of the random and gumbel terms."),
+  })
+  .refine(({ reserve, normalize }) => reserve === null || normalize === "each", {
+    path: ["normalize"],
+    error: "must be each where reserve is given: its terms and the policy's share what they are measured in",
   })
   .meta({ id: "PolicyDocument", description: "How the KV cache of each request is kept inside its budget." });
 

@@ -41,6 +41,50 @@ export const presets = {
     normalize: "each",
     selection: "per_layer_per_head",
   },
+  /** Short keys are kept (L2 norm, arXiv 2406.11430; kvpress's Knorm). */
+  knorm: {
+    name: "knorm",
+    terms: [{ kind: "knorm", weight: -1 }],
+    normalize: "none",
+    selection: "per_layer_per_head",
+  },
+  /** What a later token repeats goes first: keys compared with their rotation undone. triattn's own. */
+  superseded: {
+    name: "superseded",
+    terms: [{ kind: "superseded" }],
+    normalize: "none",
+    selection: "per_layer_per_head",
+  },
+  /**
+   * After VaSE, arXiv 2606.03928: values of the largest range are protected, the rest is drawn at random.
+   * The protected share is triattn's choice.
+   */
+  vase: {
+    name: "vase",
+    terms: [{ kind: "random" }],
+    reserve: { share: 0.1, terms: [{ kind: "vrange" }] },
+    normalize: "each",
+    selection: "per_layer_per_head",
+  },
+  /**
+   * After α, arXiv 2605.14292: TriAttention less half of a redundancy of values. Its greedy pick, one token after
+   * another, is replaced by the similarity to later values, which takes one pass.
+   */
+  "triattention-redundancy": {
+    name: "triattention-redundancy",
+    terms: [{ kind: "trig" }, { kind: "norm" }, { kind: "superseded", space: "value", weight: 0.5 }],
+    normalize: "sum",
+    selection: "per_head",
+  },
+  /** TriAttention V3 of TheTom's llama.cpp: the first 128 tokens and the last 128 stay, eight segments have quotas. */
+  segments: {
+    name: "segments",
+    terms: [{ kind: "trig" }, { kind: "norm" }],
+    segments: { count: 8 },
+    normalize: "sum",
+    selection: "per_head",
+    pin: { sinks: 128, window: 128 },
+  },
 } as const satisfies Record<string, PolicyInput>;
 
 export type PresetName = keyof typeof presets;

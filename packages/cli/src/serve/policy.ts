@@ -124,8 +124,9 @@ function find(given: PolicyOptions["policy"], environment: NodeJS.ProcessEnv): F
 }
 
 /** Whether a policy scores with statistics of the model's queries. */
-export function needsStatistics({ budget, terms }: PolicyDocument): boolean {
-  return budget > 0 && terms.some(({ kind }) => kind === "trig" || kind === "norm");
+export function needsStatistics({ budget, terms, reserve }: PolicyDocument): boolean {
+  const all = [...terms, ...(reserve?.terms ?? [])];
+  return budget > 0 && all.some(({ kind }) => kind === "trig" || kind === "norm");
 }
 
 function findStatistics(

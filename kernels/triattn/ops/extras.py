@@ -1,0 +1,163 @@
+"""Launches of terms that have kernels of their own: each fills a channel of the raw scores, or adds to one sum."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+from torch import Tensor
+
+from triattn.ops import gumbel, magnitude, moments, superseded
+from triattn.policies import PolicyError
+from triattn.policies.gumbel import Gumbel
+from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
+from triattn.policies.superseded import Superseded
+
+
+def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any) -> None:
+    """Fill the channels of a `TritonRounds`' extras for a batch, or its buffer `given`."""
+    p = rounds.program
+    out, channels = (b.given, 1) if p.given else (b.raw, p.channels)
+    for number, extra in enumerate(p.extras):
+        into = {
+            "weight": extra.weight if p.given else 1.0,
+            "channel": extra.channel,
+            "CHANNELS": channels,
+            "ADD": p.given and number > 0,
+        }
+        match extra.term:
+            case KeyNorm():
+                _magnitude(rounds, fields, tables, b, out, into, "k", magnitude.LENGTH)
+            case ValueNorm():
+                what = magnitude.LOG_LENGTH if extra.term.log else magnitude.LENGTH
+                _magnitude(rounds, fields, tables, b, out, into, "v", what)
+            case ValueRange():
+                _magnitude(rounds, fields, tables, b, out, into, "v", magnitude.RANGE)
+            case Superseded():
+                _superseded(rounds, fields, tables, b, out, into, extra.term.space == "key")
+            case Gumbel():
+                _gumbel(rounds, fields, tables, b, out, into)
+            case _:
+                raise PolicyError("terms", type(extra.term).__name__, "this score term has no GPU kernel")
+
+
+def launch_moments(rounds: Any, fields: Tensor, tables: Tensor, b: Any) -> None:
+    """Moments of the extras' channels, beside those of the score kernel."""
+    p, (chunks, tiles) = rounds.program, b.score_cut
+    moments.moments_kernel[(fields.shape[0] * rounds.rows * chunks * len(p.extras),)](
+        b.partials,
+        b.raw,
+        fields,
+        tables,
+        rounds.positions,
+        tables.stride(0),
+        chunks,
+        tiles,
+        b.stride // 16,
+        rounds.policy.sinks,
+        rounds.policy.window,
+        *rounds.positions.stride()[:2],
+        LAYERS=rounds.shape.layers,
+        HEADS=rounds.shape.kv_heads,
+        BLOCK_SIZE=rounds.positions.shape[3],
+        CHANNELS=p.channels,
+        EXTRAS=len(p.extras),
+        TILE=rounds.tuning.score_tile,
+        num_warps=1,
+    )
+
+
+def _magnitude(
+    rounds: Any,
+    fields: Tensor,
+    tables: Tensor,
+    b: Any,
+    out: Tensor,
+    into: dict[str, Any],
+    which: str,
+    what: Any,
+) -> None:
+    chunks, tiles = b.anchor_cut
+    for group in rounds.groups:
+        keys = which == "k"
+        read = rounds.read_of(group)
+        magnitude.magnitude_kernel[(fields.shape[0] * group.size * rounds.shape.kv_heads * chunks,)](
+            out,
+            group.key_bases if keys else group.value_bases,
+            rounds.scales if keys else rounds.value_scales,
+            group.layers,
+            fields,
+            tables,
+            tables.stride(0),
+            chunks,
+            tiles,
+            b.stride // 16,
+            into["channel"],
+            into["weight"],
+            *(group.key_strides if keys else group.value_strides),
+            **{
+                k: read[k]
+                for k in ("DTYPE", "ALIGN", "GROUP_LAYERS", "LAYERS", "HEADS", "HEAD_DIM", "BLOCK_SIZE")
+            },
+            HEAD_DIM_P2=triton.next_power_of_2(rounds.shape.head_dim),
+            CHANNELS=into["CHANNELS"],
+            WHAT=what,
+            ADD=into["ADD"],
+            TILE=rounds.tuning.anchor_tile,
+            num_warps=rounds.tuning.anchor_warps,
+        )
+
+
+def _superseded(
+    rounds: Any, fields: Tensor, tables: Tensor, b: Any, out: Tensor, into: dict[str, Any], keys: bool
+) -> None:
+    tile = rounds.tuning.superseded_tile
+    tiles = b.stride // tile
+    for group in rounds.groups:
+        superseded.superseded_kernel[(fields.shape[0] * group.size * rounds.shape.kv_heads * tiles,)](
+            out,
+            group.key_bases if keys else group.value_bases,
+            group.layers,
+            fields,
+            tables,
+            rounds.positions,
+            rounds.program.turns,
+            tables.stride(0),
+            tiles,
+            b.stride // 16,
+            into["channel"],
+            into["weight"],
+            *rounds.positions.stride()[:2],
+            *(group.key_strides if keys else group.value_strides),
+            **rounds.read_of(group),
+            CHANNELS=into["CHANNELS"],
+            ROTATED=keys and rounds.shape.rotary_dim > 0,
+            ADD=into["ADD"],
+            TILE=tile,
+            num_warps=rounds.tuning.superseded_warps,
+        )
+
+
+def _gumbel(rounds: Any, fields: Tensor, tables: Tensor, b: Any, out: Tensor, into: dict[str, Any]) -> None:
+    tile = rounds.tuning.aggregate_tile
+    tiles = triton.cdiv(b.stride, tile)
+    gumbel.gumbel_kernel[(fields.shape[0] * rounds.rows * tiles,)](
+        out,
+        fields,
+        tables,
+        rounds.positions,
+        rounds.program.ids,
+        tables.stride(0),
+        tiles,
+        b.stride // 16,
+        into["channel"],
+        into["weight"],
+        *rounds.positions.stride()[:2],
+        LAYERS=rounds.shape.layers,
+        HEADS=rounds.shape.kv_heads,
+        BLOCK_SIZE=rounds.positions.shape[3],
+        CHANNELS=into["CHANNELS"],
+        ADD=into["ADD"],
+        TILE=tile,
+        num_warps=rounds.tuning.aggregate_warps,
+    )

@@ -1,0 +1,57 @@
+"""What a later token repeats is replaceable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from triattn.policies.context import ModelShape, Round
+from triattn.policies.keydiff import EPSILON
+
+
+def rotation_undone(model: ModelShape, keys: Tensor, positions: Tensor) -> Tensor:
+    """Cached keys float32 [..., N, D] as they were before the rotary embedding at `positions` [..., N]."""
+    if model.rotary_dim == 0:
+        return keys
+    # Angles in float64: at position 100,000 a float32 product is off by hundredths of a radian.
+    angles = positions[..., None].double() * -model.inv_freq.double().to(positions.device)
+    turned = model.bands(keys) * torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    if model.pairing == "half":
+        rotary = torch.cat([turned.real, turned.imag], dim=-1)
+    else:
+        rotary = torch.view_as_real(turned).flatten(-2)
+    return torch.cat([rotary, keys[..., model.rotary_dim :]], dim=-1)
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """S(i) = −max over later resident j of cos(x_i, x_j), per KV head.
+
+    x is the key with its rotation undone, or the value. 1 where nothing later is resident. A similarity that is not
+    a number counts as none; an entry that holds one scores as one.
+    """
+
+    space: Literal["key", "value"]
+    per_query_head = False
+    needs_statistics = False
+    reads_keys = True
+
+    def score(self, ctx: Round, layer: int) -> Tensor:
+        """float32 [kv_heads, N]."""
+        position = ctx.positions[layer]
+        if self.space == "key":
+            entries = rotation_undone(ctx.model, ctx.keys(layer), position)
+        else:
+            entries = ctx.values(layer)
+        unit = torch.nn.functional.normalize(entries, dim=-1, eps=EPSILON)
+        score = torch.empty(unit.shape[:2], dtype=torch.float32, device=unit.device)
+        # Rows at a time: a whole matrix of similarities would take N² floats a head.
+        for first in range(0, unit.shape[1], 1024):
+            rows = slice(first, first + 1024)
+            like = unit[:, rows] @ unit.transpose(1, 2)
+            later = position[:, None, :] > position[:, rows, None]
+            score[:, rows] = -torch.where(later & ~like.isnan(), like, -1.0).amax(dim=-1)
+        return torch.where(unit.isnan().any(dim=-1), torch.nan, score)

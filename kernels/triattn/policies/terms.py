@@ -1,0 +1,70 @@
+"""Score terms, and those that a policy document names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from triattn import wire
+from triattn.policies.context import Round
+from triattn.policies.errors import PolicyError
+from triattn.policies.gumbel import Gumbel
+from triattn.policies.keydiff import KeyDiff
+from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
+from triattn.policies.norm import Norm
+from triattn.policies.random import Random
+from triattn.policies.recency import Recency
+from triattn.policies.superseded import Superseded
+from triattn.policies.trig import Trig
+
+
+class Term(Protocol):
+    """One score term: float32 [query_heads or kv_heads, N], higher meaning "keep"."""
+
+    @property
+    def per_query_head(self) -> bool: ...
+    @property
+    def needs_statistics(self) -> bool: ...
+    @property
+    def reads_keys(self) -> bool: ...
+    def score(self, ctx: Round, layer: int) -> Tensor: ...
+
+
+Weighted = tuple[tuple[float, Term], ...]
+"""Terms with the factor of each."""
+
+
+def weighted(items: Sequence[object], document: wire.PolicyDocument) -> Weighted:
+    """Terms of a document; equal ones are merged, those of weight 0 dropped."""
+    weights: dict[Term, float] = {}
+    for item in items:
+        term = _term(item, document)
+        weights[term] = weights.get(term, 0.0) + float(item.weight)  # type: ignore[attr-defined]
+    return tuple((w, t) for t, w in weights.items() if w != 0.0)
+
+
+def _term(item: object, document: wire.PolicyDocument) -> Term:
+    match item:
+        case wire.TrigTerm():
+            return Trig(item.offsets, item.max_offset)
+        case wire.NormTerm():
+            return Norm(item.residual)
+        case wire.KeyDiffTerm():
+            return KeyDiff()
+        case wire.RandomTerm():
+            return Random(document.seed, document.selection)
+        case wire.RecencyTerm():
+            return Recency()
+        case wire.KeyNormTerm():
+            return KeyNorm()
+        case wire.ValueNormTerm():
+            return ValueNorm(item.log)
+        case wire.ValueRangeTerm():
+            return ValueRange()
+        case wire.SupersededTerm():
+            return Superseded(item.space)
+        case wire.GumbelTerm():
+            return Gumbel(document.seed, document.selection)
+    raise PolicyError("terms", type(item).__name__, "this version has no such score term")
