@@ -6,10 +6,12 @@ import { EngineLink } from "./engine-link.ts";
 import { ConfigError, ControlPlaneClosed, EngineTimeout, PolicyRefused } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
 import type { HttpOptions, HttpServer } from "./http/options.ts";
+import type { Metrics } from "./metrics/metrics.ts";
 import { parsePolicy } from "./policy.ts";
 import { type PolicyContent, type PolicyRevision, PolicyStore } from "./policy-store.ts";
 import { Rollout } from "./rollout.ts";
 import { parseRules } from "./rules.ts";
+import { Tallies } from "./tallies.ts";
 import type { ControlCounters, ControlEvent, EngineView, PolicyResult } from "./types.ts";
 import { Watches, type Watching, type WatchOptions } from "./watches.ts";
 
@@ -70,6 +72,8 @@ export interface ControlPlane {
   /** Engines that are connected, or were. */
   engines(): readonly EngineView[];
   counters(): ControlCounters;
+  /** Everything as metrics in Prometheus' text format, and its content type. */
+  metrics(): Promise<{ readonly contentType: string; readonly text: string }>;
   /** From now on; each call has a queue of its own. Ends with `close`. */
   events(): AsyncIterableIterator<ControlEvent, undefined>;
   /**
@@ -134,6 +138,8 @@ class Plane implements ControlPlane {
   /** The rollout under way, and the revision from which an answer is an answer to it. */
   #rollout: { readonly target: number; readonly rollout: Rollout } | undefined;
   #queue: Promise<unknown> = Promise.resolve();
+  readonly #tallies = new Tallies();
+  #metrics: Promise<Metrics> | undefined;
   #overflowed = 0;
   #closing: Promise<void> | undefined;
 
@@ -176,6 +182,12 @@ class Plane implements ControlPlane {
       ),
       link: { ...this.link.counts, framesDropped: this.#drops.counts, itemsOverflowed: this.#overflowed },
     };
+  }
+
+  async metrics(): Promise<{ contentType: string; text: string }> {
+    this.#metrics ??= import("./metrics/metrics.ts").then(({ Metrics }) => new Metrics(this, this.#tallies));
+    const metrics = await this.#metrics;
+    return { contentType: metrics.contentType, text: await metrics.text() };
   }
 
   events(): AsyncIterableIterator<ControlEvent, undefined> {
@@ -246,6 +258,7 @@ class Plane implements ControlPlane {
 
   /** Everything that happens comes through here, on its way to the consumers of `events()`. */
   publish(event: ControlEvent): void {
+    this.#tallies.add(event);
     switch (event.type) {
       case "connected":
         this.#rollout?.rollout.join(event.engine.engineId);

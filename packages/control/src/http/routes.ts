@@ -37,7 +37,7 @@ interface Wanted {
   readonly options: SetPolicyOptions;
 }
 
-/** Everything under /api. */
+/** Everything under /api, and /metrics. */
 export function addRoutes(
   app: FastifyInstance,
   plane: ControlPlane,
@@ -49,6 +49,11 @@ export function addRoutes(
   const json = (value: unknown) => toJson(value);
 
   app.get("/api/state", (_request, reply) => reply.type("application/json").send(json(hub.state())));
+
+  app.get("/metrics", async (_request, reply) => {
+    const { contentType, text } = await plane.metrics();
+    return reply.type(contentType).send(text);
+  });
 
   app.get("/api/events", (request, reply) => {
     const query = check(StreamQuery, request.query, "query");
