@@ -6,7 +6,7 @@ import { version } from "../version.ts";
 import type { WatchOptions } from "../watches.ts";
 import { EventLog } from "./event-log.ts";
 import { Rates } from "./rates.ts";
-import { engineView, keptView, policyView, requestsView, toJson } from "./views.ts";
+import { engineView, keptView, policyView, requestsView } from "./views.ts";
 
 const STATE_MS = 500;
 const BATCH_MS = 100;
@@ -158,7 +158,7 @@ export class Hub {
     let text: string | undefined;
     for (const stream of streams) {
       if (!wants(stream.options) || stream.response.writableLength > BACKLOG_BYTES) continue;
-      text ??= `event: ${name}\ndata: ${toJson(data())}\n\n`;
+      text ??= `event: ${name}\ndata: ${JSON.stringify(data())}\n\n`;
       stream.response.write(text);
     }
   }

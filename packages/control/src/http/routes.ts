@@ -18,7 +18,7 @@ import { HttpError } from "./errors.ts";
 import type { Guard } from "./guard.ts";
 import type { Hub, StreamOptions } from "./hub.ts";
 import type { CheckedHttpOptions } from "./options.ts";
-import { jsonCount, policyView, toJson } from "./views.ts";
+import { jsonCount, policyView } from "./views.ts";
 
 const PolicyRequest = z.strictObject({
   policy: z.union([z.string(), z.looseObject({})]),
@@ -46,9 +46,8 @@ export function addRoutes(
   options: CheckedHttpOptions,
 ): void {
   const few = { config: { rateLimit: { max: Math.max(1, Math.floor(options.maxRequests / 10)) } } };
-  const json = (value: unknown) => toJson(value);
 
-  app.get("/api/state", (_request, reply) => reply.type("application/json").send(json(hub.state())));
+  app.get("/api/state", () => hub.state());
 
   app.get("/metrics", async (_request, reply) => {
     const { contentType, text } = await plane.metrics();

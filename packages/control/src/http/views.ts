@@ -18,11 +18,6 @@ export function jsonCount(value: bigint): JsonCount {
   return Number.isSafeInteger(number) ? number : String(value);
 }
 
-/** JSON of an object whose 64-bit integers become JsonCounts. */
-export function toJson(value: unknown): string {
-  return JSON.stringify(value, (_key, item) => (typeof item === "bigint" ? jsonCount(item) : item));
-}
-
 type Counted<T> = { [K in keyof T]: T[K] extends bigint ? JsonCount : T[K] };
 
 function counted<T extends object>(value: T): Counted<T> {
