@@ -98,9 +98,26 @@ class CachedBlocks:
     def __init__(self, caches: list[torch.Tensor], num_blocks: int) -> None:
         self._caches = [c if c.shape[0] == num_blocks else c.transpose(0, 1) for c in caches]
         self._seen: dict[int, tuple[Any, list[torch.Tensor]]] = {}
+        self._pool: Any = None
+
+    def _watch(self, pool: Any) -> None:
+        """Forget blocks that the pool hands out anew: within one step they may get the same hash again, for the
+        same tokens computed in another batch, which differ in the last bits."""
+        self._pool = pool
+        get_new_blocks = pool.get_new_blocks
+
+        def hand_out(*args: Any, **kwargs: Any) -> Any:
+            blocks = get_new_blocks(*args, **kwargs)
+            for block in blocks:
+                self._seen.pop(block.block_id, None)
+            return blocks
+
+        pool.get_new_blocks = hand_out
 
     def check(self, pool: Any) -> None:
         """Compare every hashed block with what it held when it got its hash."""
+        if self._pool is not pool:
+            self._watch(pool)
         for block in pool.blocks:
             i = block.block_id
             if block.block_hash is None or block.is_null:
