@@ -12,7 +12,9 @@ export async function createProgram(wanted?: readonly string[]): Promise<Command
   const program = new Command("triattn")
     .description("KV cache budgets for long generations: the engine you run, under a control plane.")
     .version(version, "-V, --version", "print the version")
-    .showHelpAfterError("(triattn --help says more)");
+    .showHelpAfterError("(triattn --help says more)")
+    // Options after a command's name are its own, those of its subcommands theirs.
+    .enablePositionalOptions();
   withHelp(program, {
     codes: [2, 3, 4, 5],
     examples: ["triattn serve Qwen/Qwen3-8B --budget 2048 -- --max-model-len 32768", "triattn serve --help"],

@@ -19,6 +19,7 @@ interface Flags {
   first: number;
   split: Split;
   json?: boolean;
+  ids?: boolean;
 }
 
 /** `N` or `N-M`, in tokens. Throws ConfigError. */
@@ -41,11 +42,11 @@ function* draw(flags: Flags): Generator<Trace> {
   }
 }
 
-/** One line of JSON: what a training program needs, token ids included. */
-function line(trace: Trace): string {
+/** One line of JSON: what a training program needs. */
+function line(trace: Trace, ids: boolean): string {
   const { task, id, prompt, expected } = trace;
-  const promptIds = encode(prompt);
-  return JSON.stringify({ task, id, prompt, expected, promptIds, expectedIds: [...encode(expected), EOS] });
+  const tokens = ids ? { promptIds: encode(prompt), expectedIds: [...encode(expected), EOS] } : {};
+  return JSON.stringify({ task, id, prompt, expected, ...tokens });
 }
 
 export function generateCommand(): Command {
@@ -60,10 +61,13 @@ export function generateCommand(): Command {
     .addOption(
       new Option("--split <name>", "training and held-out items never meet").choices(splits).default("train"),
     )
-    .option("--json", "one JSON object a line, with token ids")
+    .option("--json", "one JSON object a line: task, id, prompt, expected")
+    .option("--ids", "with --json: token ids as well")
     .action(async (flags: Flags) => {
       for (const trace of draw(flags)) {
-        const text = flags.json ? `${line(trace)}\n` : `── ${trace.id}\n${trace.prompt}──\n${trace.expected}`;
+        const text = flags.json
+          ? `${line(trace, flags.ids === true)}\n`
+          : `── ${trace.id}\n${trace.prompt}──\n${trace.expected}`;
         if (!process.stdout.write(text)) await once(process.stdout, "drain");
       }
     });

@@ -28,6 +28,11 @@ export interface EvalFlags {
   lengths: string;
   textLength: number;
   text?: string;
+  data: string[];
+  maxTokens: number;
+  temperature: number;
+  topP: number;
+  samples: number;
   pin: "prompt" | "none" | "both";
   interval: number;
   window: number;
@@ -44,6 +49,8 @@ export interface EvalFlags {
 
 export function evalCommand(): Command {
   const command = new Command("eval")
+    // Options after a subcommand's name are its own.
+    .enablePositionalOptions()
     .description(
       "Run policies × budgets × tasks through the real engine, the same prompts in every arm, with full KV, random " +
         "eviction and streaming as controls.",
@@ -69,6 +76,16 @@ export function evalCommand(): Command {
       1024,
     )
     .option("--text <file>", "text for fidelity and needles (default: one that comes along)")
+    .option("--data <name=file...>", "data of tasks that read some, as math-500=FILE.jsonl", collect, [])
+    .option(
+      "--max-tokens <n>",
+      "most tokens of an answer, for aime24, aime25, math-500, gpqa",
+      wholeNumber("--max-tokens", 1),
+      4096,
+    )
+    .option("--temperature <x>", "of tasks that read data; 0 is greedy", decimal("--temperature", 0, 2), 0)
+    .option("--top-p <x>", "with a temperature", decimal("--top-p", 0.01, 1), 0.95)
+    .option("--samples <n>", "answers to each question of data", wholeNumber("--samples", 1), 1)
     .addOption(
       new Option("--pin <what>", "whether prompts are pinned")
         .choices(["prompt", "none", "both"])
@@ -102,6 +119,21 @@ export function evalCommand(): Command {
       "triattn eval tiny --keep 1/8 --resume triattn-eval-2026-11-25T10-00-00.jsonl",
     ],
   });
+}
+
+function collect(value: string, before: string[]): string[] {
+  return [...before, value];
+}
+
+/** A number between two others, for commander. */
+function decimal(flag: string, least: number, most: number): (text: string) => number {
+  return (text) => {
+    const value = Number(text);
+    if (text.trim() === "" || !(value >= least && value <= most)) {
+      throw new ConfigError(flag, text, `a number from ${least} to ${most}`);
+    }
+    return value;
+  };
 }
 
 function keepsOf({ keep, budget }: EvalFlags): Keep[] {
@@ -149,7 +181,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
     ...{ keeps, pins, interval, window, seed },
     statistics: flags.stats,
   });
-  const tasks = chooseTasks({ model, keeps, ...flags });
+  const tasks = await chooseTasks({ model, keeps, ...flags });
   const settings = {
     model,
     ...{ seed, interval, window, limit: flags.limit },
@@ -161,13 +193,14 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
       statistics,
     })),
     tasks: tasks.map(({ name, description }) => ({ name, description })),
+    ...(flags.data.length > 0 ? { data: flags.data, maxTokens: flags.maxTokens } : {}),
     engineFlags,
   };
   const path = rowPath(flags);
   const rows = await RowFile.open(path, settings, flags.resume !== undefined);
   const say = (text: string) => process.stderr.write(`${text}\n`);
   const progress = new Progress({
-    total: arms.length * tasks.length * flags.limit,
+    total: arms.length * tasks.length * flags.limit * (flags.data.length > 0 ? flags.samples : 1),
     resumed: rows.rows.length,
     terminal: process.stderr.isTTY === true,
     write: (text) => process.stderr.write(text),

@@ -2,6 +2,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { ConfigError } from "@triattn/control";
 import { budgetOf, type Keep } from "./arms.ts";
+import { dataFiles, readSet, setNames } from "./sets/tasks.ts";
 import { list, readText } from "./settings.ts";
 import type { Task } from "./task.ts";
 import { exactTask } from "./tasks/exact.ts";
@@ -20,12 +21,17 @@ export interface Choice {
   readonly text?: string | undefined;
   readonly interval: number;
   readonly seed: number;
+  readonly data: readonly string[];
+  readonly maxTokens: number;
+  readonly temperature: number;
+  readonly topP: number;
+  readonly samples: number;
 }
 
 const traceNames = traceTasks.map(({ name }) => name);
 const textNames = ["fidelity", "needles"];
 /** Every task there is. */
-export const taskNames: readonly string[] = [...traceNames, ...textNames];
+export const taskNames: readonly string[] = [...traceNames, ...textNames, ...setNames];
 
 /** Parts of the text at which a needle is stated. */
 const DEPTHS = [0.1, 0.3, 0.5, 0.7, 0.9];
@@ -40,11 +46,16 @@ function hasTraceVocabulary(model: string): boolean {
   }
 }
 
+/** Sets whose answers are as long as the model makes them: a part of them is not known beforehand. */
+const FREE: ReadonlySet<string> = new Set(["aime24", "aime25", "math-500", "gpqa"]);
+
 /** The tasks that were asked for; `all`: those that the model can be asked. Throws ConfigError. */
-export function chooseTasks(choice: Choice): Task[] {
+export async function chooseTasks(choice: Choice): Promise<Task[]> {
   const { model, keeps, limit, seed } = choice;
   const tiny = hasTraceVocabulary(model);
-  const names = choice.tasks === "all" ? (tiny ? traceNames : textNames) : list(choice.tasks, (name) => name);
+  const files = dataFiles(choice.data);
+  const own = [...(tiny ? traceNames : textNames), ...setNames.filter((name) => files[name] !== undefined)];
+  const names = choice.tasks === "all" ? own : list(choice.tasks, (name) => name);
   const lengths = list(choice.lengths, (text) => {
     if (!/^[1-9]\d*$/.test(text))
       throw new ConfigError("--lengths", text, "whole numbers by commas, as 1500,4000");
@@ -55,7 +66,7 @@ export function chooseTasks(choice: Choice): Task[] {
   if (lengths.length === 0)
     throw new ConfigError("--lengths", choice.lengths, "whole numbers by commas, as 1500");
   const called = (name: string, length: number) => (lengths.length > 1 ? `${name}-${length}` : name);
-  return names.flatMap((name): Task[] => {
+  const make = async (name: string): Promise<Task[]> => {
     const trace = traceTasks.find((task) => task.name === name);
     if (trace !== undefined) {
       if (!tiny) {
@@ -93,6 +104,18 @@ export function chooseTasks(choice: Choice): Task[] {
         }),
       );
     }
+    if (setNames.includes(name)) {
+      const part = keeps.find((keep) => "ratio" in keep);
+      if (part !== undefined && FREE.has(name)) {
+        throw new ConfigError(
+          "--keep",
+          part.text,
+          `--budget instead, in tokens: how long answers to ${name} get is not known`,
+        );
+      }
+      return [await readSet(name, { ...choice, files })];
+    }
     throw new ConfigError("--tasks", name, `all, or some of ${taskNames.join(", ")}`);
-  });
+  };
+  return (await Promise.all(names.map(make))).flat();
 }

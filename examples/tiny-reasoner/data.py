@@ -1,0 +1,165 @@
+"""Training items from the generators of `triattn eval generate`: through pipes, or from files that they wrote."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import queue
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+EOS, PAD = 1, 0
+BUFFER = 512
+"""Items that are sorted by length together, so that a batch holds few tokens of padding."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of a prompt and of its trace, the end token included."""
+
+    task: str
+    prompt: list[int]
+    trace: list[int]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.trace)
+
+
+def command(node: str) -> list[str]:
+    """How to run triattn's command line in this clone."""
+    return [node, "--import", "tsx", str(ROOT / "packages" / "cli" / "src" / "bin.ts")]
+
+
+def write_tokenizer(node: str, directory: Path) -> None:
+    """The tasks' tokenizer as Hugging Face files.
+
+    Raises:
+        CalledProcessError: there is no such node, or the command failed.
+    """
+    subprocess.run([*command(node), "eval", "tokenizer", str(directory)], check=True, cwd=ROOT)
+
+
+def read_ids(tokenizer: Path) -> dict[str, int]:
+    """Token ids by character, from a tokenizer.json."""
+    return json.loads(tokenizer.read_text())["model"]["vocab"]
+
+
+def parse(line: str, ids: dict[str, int]) -> Example:
+    """One line that the generator wrote."""
+    item = json.loads(line)
+    prompt, trace = ([ids[c] for c in item[name]] for name in ("prompt", "expected"))
+    return Example(item["task"], prompt, [*trace, EOS])
+
+
+def generated(
+    node: str,
+    ids: dict[str, int],
+    *,
+    length: str,
+    split: str,
+    seed: int,
+    count: int = 10**9,
+    task: str = "all",
+) -> Iterator[Example]:
+    """Items from a generator process, which ends with the iterator."""
+    options = {"task": task, "length": length, "split": split, "seed": seed, "count": count}
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    process = subprocess.Popen(
+        [*command(node), "eval", "generate", *flags, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            yield parse(line, ids)
+        if process.wait() != 0:
+            raise RuntimeError(f"the generator ended with exit code {process.returncode}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stored(paths: list[Path], ids: dict[str, int], least: int, most: int) -> Iterator[Example]:
+    """Items of files (JSON lines, `.xz` or plain) with traces of `least` to `most` tokens, over and over."""
+    while True:
+        found = False
+        for path in paths:
+            with lzma.open(path, "rt") if path.suffix == ".xz" else path.open() as lines:
+                for line in lines:
+                    example = parse(line, ids)
+                    if least <= len(example.trace) <= most:
+                        found = True
+                        yield example
+        if not found:
+            raise RuntimeError(f"no item of {least} to {most} tokens in {', '.join(map(str, paths))}")
+
+
+def ahead(sources: list[Iterator[Example]], depth: int = 4 * BUFFER) -> Iterator[Example]:
+    """Items of several sources, read by threads of their own."""
+    items: queue.Queue[Example | BaseException] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def pump(source: Iterator[Example]) -> None:
+        try:
+            for example in source:
+                while not stop.is_set():
+                    try:
+                        items.put(example, timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    source.close()  # type: ignore[attr-defined]
+                    return
+        except BaseException as error:
+            items.put(error)
+
+    threads = [threading.Thread(target=pump, args=(source,), daemon=True) for source in sources]
+    for thread in threads:
+        thread.start()
+    try:
+        while True:
+            item = items.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=5)
+
+
+def to_batch(examples: list[Example], width: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets, int64 [B, width]; targets are -100 outside of traces."""
+    inputs = torch.full((len(examples), width), PAD)
+    targets = torch.full((len(examples), width), -100)
+    for row, example in enumerate(examples):
+        ids = torch.tensor(example.prompt + example.trace)
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        first = len(example.prompt) - 1
+        targets[row, first : len(ids) - 1] = ids[first + 1 :]
+    return inputs, targets
+
+
+def batches(
+    examples: Iterator[Example], tokens: int, widths: list[int], generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of about `tokens` tokens, each of the least width (of a few, since each is compiled) that fits."""
+    held: dict[int, list[Example]] = {width: [] for width in widths}
+    for example in examples:
+        width = next((w for w in widths if len(example) <= w + 1), None)
+        if width is None:
+            continue
+        rows = held[width]
+        rows.append(example)
+        if len(rows) < max(1, tokens // width):
+            continue
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        yield to_batch([rows[i] for i in order], width)
+        held[width] = []

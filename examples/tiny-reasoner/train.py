@@ -1,0 +1,205 @@
+"""Train the tiny reasoner: exact traces of the tasks of `triattn eval`, one GPU, under half an hour.
+
+    python examples/tiny-reasoner/train.py examples/tiny-reasoner/model --minutes 28
+
+Ends by itself and can go on (`--resume`), so that several short runs make one long one. Writes a Hugging Face
+directory, and in it `log.jsonl` (loss, and exact traces on held-out items, teacher-forced) and `training.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from data import Example, ahead, batches, generated, read_ids, stored, to_batch, write_tokenizer
+from figure import draw
+from model import SHAPES, TinyReasoner, export
+
+STAGES = [(0.0, 100, 300), (0.12, 100, 700), (0.30, 100, 1500), (0.60, 200, 2500), (0.80, 200, 4000)]
+"""Curriculum: (part of the training from which on, least and most tokens of a trace)."""
+WIDTHS = [384, 1024, 2048, 3072, 4608]
+CHECK_LENGTHS = [300, 1500, 4000]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", type=Path, help="directory of the model")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny")
+    parser.add_argument("--steps", type=int, default=16000, help="optimizer steps of the whole training")
+    parser.add_argument(
+        "--minutes", type=float, default=28.0, help="stop this run after so long; --resume goes on"
+    )
+    parser.add_argument("--tokens", type=int, default=131072, help="tokens of a batch, padding included")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--longest", type=int, default=4000, help="longest trace in tokens")
+    parser.add_argument("--tasks", default="all", help="tasks of `triattn eval generate`, by commas")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--node", default="node", help="Node 20 or newer, for the generators")
+    parser.add_argument("--workers", type=int, default=4, help="generator processes")
+    parser.add_argument(
+        "--data", type=Path, nargs="*", default=[], help="files of items instead of generators"
+    )
+    parser.add_argument("--check-every", type=int, default=1000, help="steps between held-out checks")
+    parser.add_argument("--check-items", type=int, default=16, help="held-out items of each task and length")
+    parser.add_argument("--resume", action="store_true", help="go on with the checkpoint beside OUT")
+    return parser.parse_args()
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up, plateau, and a linear end over the last third."""
+    warm = max(20, steps // 50)
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * min(1.0, max(0.02, (steps - step) / (steps / 3)))
+
+
+def stage(part: float, longest: int) -> tuple[int, int]:
+    """Least and most tokens of a trace at this part of the training."""
+    _, least, most = max(entry for entry in STAGES if entry[0] <= part)
+    return min(least, longest), min(most, longest)
+
+
+def source(
+    args: argparse.Namespace, ids: dict[str, int], number: int, lengths: tuple[int, int]
+) -> Iterator[Example]:
+    """Endless items of a stage, new ones in every stage and run."""
+    least, most = lengths
+    if args.data:
+        return ahead([stored(args.data, ids, least, most)])
+    seeds = [args.seed * 100_000 + number * 100 + worker for worker in range(args.workers)]
+    options = {"length": f"{least}-{most}", "split": "train", "task": args.tasks}
+    return ahead([generated(args.node, ids, seed=seed, **options) for seed in seeds])
+
+
+@torch.no_grad()
+def check(
+    model: TinyReasoner, args: argparse.Namespace, held_out: list[tuple[int, Example]], device: str
+) -> dict:
+    """Part of held-out traces all of whose tokens are the likeliest ones, by task and length."""
+    right: dict[str, list[bool]] = {}
+    for length, example in held_out:
+        inputs, targets = to_batch([example], len(example) - 1)
+        with autocast(device):
+            logits = model(inputs.to(device))
+        wanted = targets[0] >= 0
+        same = (logits[0].argmax(-1).cpu() == targets[0])[wanted]
+        right.setdefault(f"{example.task}-{length}", []).append(bool(same.all()))
+    return {name: sum(values) / len(values) for name, values in sorted(right.items())}
+
+
+def autocast(device: str) -> contextlib.AbstractContextManager:
+    """bfloat16 products on a GPU, float32 on a CPU."""
+    return torch.autocast("cuda", torch.bfloat16) if device.startswith("cuda") else contextlib.nullcontext()
+
+
+def held_out_items(args: argparse.Namespace, ids: dict[str, int]) -> list[tuple[int, Example]]:
+    """Items of the split that `triattn eval` uses, of another seed than its own."""
+    items = []
+    tasks = 4 if args.tasks == "all" else len(args.tasks.split(","))
+    for length in [n for n in CHECK_LENGTHS if n <= args.longest] or [args.longest]:
+        options = {"split": "heldout", "seed": 999, "count": args.check_items * tasks, "task": args.tasks}
+        items += [(length, item) for item in generated(args.node, ids, length=str(length), **options)]
+    return items
+
+
+def main() -> None:
+    """Train, check, export."""
+    args = arguments()
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+    device, began = args.device, time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not (args.out / "tokenizer.json").exists():
+        write_tokenizer(args.node, args.out)
+    ids = read_ids(args.out / "tokenizer.json")
+    model = TinyReasoner(SHAPES[args.shape]).to(device)
+    decayed = [p for p in model.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if p.dim() != 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.95), fused=device.startswith("cuda"))
+    checkpoint, log_path = args.out / "checkpoint.pt", args.out / "log.jsonl"
+    step = 0
+    if args.resume:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    elif log_path.exists():
+        log_path.unlink()
+    step_model = model if args.no_compile else torch.compile(model, dynamic=False)
+    widths = [w for w in WIDTHS if w <= args.longest + 640] or WIDTHS[:1]
+    held_out = held_out_items(args, ids)
+    generator = torch.Generator().manual_seed(args.seed + step)
+
+    def log(**what: object) -> None:
+        line = json.dumps({"step": step, "seconds": round(time.monotonic() - began, 1), **what})
+        print(line, flush=True)
+        with log_path.open("a") as file:
+            file.write(line + "\n")
+
+    def save() -> None:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        torch.save(state, checkpoint.with_suffix(".part"))
+        checkpoint.with_suffix(".part").rename(checkpoint)
+
+    seen, losses = 0, []
+    out_of_time = False
+    while step < args.steps and not out_of_time:
+        lengths = stage(step / args.steps, args.longest)
+        examples = source(args, ids, step, lengths)
+        for inputs, targets in batches(examples, args.tokens, widths, generator):
+            if step >= args.steps or stage(step / args.steps, args.longest) != lengths:
+                break
+            if time.monotonic() - began > args.minutes * 60:
+                out_of_time = True
+                break
+            rate = learning_rate(step, args.steps, args.rate)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            with autocast(device):
+                logits = step_model(inputs.to(device, non_blocking=True))
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=-100)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            step += 1
+            seen += inputs.numel()
+            losses.append(loss.detach())
+            if step % 50 == 0 or step == args.steps:
+                log(loss=round(torch.stack(losses).mean().item(), 5), rate=rate, lengths=lengths, tokens=seen)
+                losses.clear()
+            if step % args.check_every == 0:
+                log(exact=check(model, args, held_out, device))
+                save()
+        examples.close()  # type: ignore[attr-defined]
+    save()
+    # What is exported is rounded: so is what is checked last.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(parameter.bfloat16().to(parameter.dtype))
+    size = export(model, args.out)
+    log(
+        exact=check(model, args, held_out, device),
+        bytes=size,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+    draw(log_path, args.out / "training.svg")
+    if math.isfinite(args.minutes) and step < args.steps:
+        print(f"stopped after {step} of {args.steps} steps: --resume goes on", flush=True)
+
+
+if __name__ == "__main__":
+    main()
