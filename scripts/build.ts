@@ -2,7 +2,7 @@
  * Builds the npm package `triattn` in packages/cli/dist/npm, from where `npm pack` and `npm publish` take it:
  * the command line and the Node API in one bundle, the Python package with its entry point, and the statistics.
  */
-import { cpSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { build } from "tsdown";
 import { writeDistInfo } from "../packages/cli/src/package.ts";
@@ -15,8 +15,11 @@ interface Manifest {
   name: string;
   version: string;
   dependencies?: Record<string, string>;
+  devDependencies?: Record<string, string>;
   [field: string]: unknown;
 }
+
+const MATH = "@cortex-js/compute-engine";
 
 const read = (directory: string): Manifest =>
   JSON.parse(readFileSync(join(directory, "package.json"), "utf8"));
@@ -43,8 +46,11 @@ function manifest(): Manifest {
       ".": { types: "./dist/index.d.ts", default: "./dist/index.js" },
       "./package.json": "./package.json",
     },
-    files: ["dist", "python", "stats"],
+    files: ["dist", "python", "stats", "tiny-reasoner"],
     dependencies: dependencies(),
+    // Large, and only for one task of `triattn eval`, which says how to get it.
+    peerDependencies: { [MATH]: read(cli).devDependencies?.[MATH] ?? "*" },
+    peerDependenciesMeta: { [MATH]: { optional: true } },
   };
 }
 
@@ -61,7 +67,7 @@ export async function buildPackage(): Promise<string> {
     platform: "node",
     target: "node20",
     fixedExtension: false,
-    deps: { alwaysBundle: [/^@triattn\//], neverBundle: Object.keys(dependencies()) },
+    deps: { alwaysBundle: [/^@triattn\//], neverBundle: [...Object.keys(dependencies()), MATH] },
     // One program of all three packages: their types end up in one file.
     dts: { tsconfig: join(root, "tsconfig.build.json") },
     logLevel: "warn",
@@ -73,6 +79,18 @@ export async function buildPackage(): Promise<string> {
   });
   writeDistInfo(python);
   cpSync(join(root, "stats"), join(target, "stats"), { recursive: true });
+  // Once it has been trained.
+  const tiny = join(root, "examples", "tiny-reasoner", "model");
+  for (const file of [
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+  ]) {
+    const from = join(tiny, file);
+    if (existsSync(from)) cpSync(from, join(target, "tiny-reasoner", file));
+  }
   for (const file of ["LICENSE", "README.md"]) cpSync(join(root, file), join(target, file));
   writeFileSync(join(target, "package.json"), `${JSON.stringify(manifest(), null, 2)}\n`);
   return target;

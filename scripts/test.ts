@@ -53,7 +53,7 @@ function pytest(name: string, environment: EnvironmentName, options: readonly st
 
 function stages(): Stage[] {
   const ruff = join(pythonOf(newest), "..", "ruff");
-  const python = ["kernels", "scripts", "packages", "test"];
+  const python = ["kernels", "scripts", "packages", "test", "examples"];
   const lint: Stage[] = [
     { name: "biome", command: bin("biome"), args: ["check", "."] },
     { name: "tsc", command: bin("tsc"), args: ["-b"] },
