@@ -160,7 +160,7 @@ test("one clear line for each mistake, before any engine starts", async () => {
     [["--out", there], 2, /--out = .*there already: --resume/],
     [["--resume", there], 2, /line 1: is no file of rows/],
     [["--resume", "/nowhere/rows"], 2, /--resume = \/nowhere\/rows: is not there/],
-    [["--tasks", "math-500"], 2, /--tasks = math-500: needs data: --data math-500=FILE/],
+    [["--tasks", "longbench"], 2, /--tasks = longbench: needs data: --data longbench=FILE/],
     [["--data", "chess=x"], 2, /--data = chess=x: NAME=FILE, the name one of aime24/],
     [["--tasks", "gpqa", "--data", "gpqa=x"], 2, /--keep = 1\/4: --budget instead/],
     [["--tasks", "ruler", "--data", `ruler=${there}`], 2, /--data ruler = .*line 1: input: /],
