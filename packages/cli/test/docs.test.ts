@@ -9,7 +9,7 @@ import { root } from "./helpers.ts";
 const text = readFileSync(join(root, "docs", "command-line.md"), "utf8");
 
 test("docs/command-line.md names every flag, exit code and variable", async () => {
-  for (const name of ["serve", "top", "plan", "demo"]) {
+  for (const name of ["serve", "doctor", "top", "plan", "demo"]) {
     const command = (await createProgram()).commands.find((one) => one.name() === name);
     const section = text.slice(text.indexOf(`## triattn ${name}`));
     const synopsis = section.slice(0, section.indexOf("```", section.indexOf("```") + 3));

@@ -15,6 +15,11 @@ export const commands: readonly CommandEntry[] = [
     load: async () => (await import("./serve.ts")).serveCommand(),
   },
   {
+    name: "doctor",
+    summary: "what would keep this machine from serving, and what to do about it",
+    load: async () => (await import("./doctor.ts")).doctorCommand(),
+  },
+  {
     name: "top",
     summary: "engines and requests of a control plane, live in the terminal",
     load: async () => (await import("./top.ts")).topCommand(),

@@ -52,6 +52,13 @@ function whole(name: string, text: string, least: number, most: number): number 
   return value;
 }
 
+/** The values of an engine's flags, those of its `--config FILE` included; without the dashes. */
+export function engineFlagValues(flags: readonly string[]): ReadonlyMap<string, string> {
+  const given = values(flags);
+  const config = given.get("config");
+  return new Map([...(config ? fromConfig(config) : []), ...given]);
+}
+
 /** Throws ConfigError for flags that triattn sets itself, and for values it cannot read. */
 export function readEngineFlags(flags: readonly string[]): EngineFlags {
   const given = values(flags);
@@ -59,8 +66,7 @@ export function readEngineFlags(flags: readonly string[]): EngineFlags {
   if (model !== undefined) {
     throw new ConfigError("--model", model, "name the model before the --: triattn serve MODEL -- FLAGS");
   }
-  const config = given.get("config");
-  const all = new Map([...(config ? fromConfig(config) : []), ...given]);
+  const all = engineFlagValues(flags);
   const text = (name: string) => all.get(name) || undefined;
   const port = text("port");
   const block = text("block-size");
