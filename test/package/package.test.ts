@@ -98,12 +98,16 @@ test("it brings the Python package, which an engine finds as a plugin", () => {
 test("its Node API runs, and is typed", () => {
   writeFileSync(
     join(project, "use.ts"),
-    `import { createControlPlane, type ControlPlane, type Served, serve, type ServeOptions } from "triattn";
+    `import { createControlPlane, type ControlPlane, policy, rule, type Served, serve, type ServeOptions } from "triattn";
 const controlPlane: ControlPlane = await createControlPlane({ policy: "keydiff" });
 const { revision } = await controlPlane.setPolicy({ name: "mine", terms: [{ kind: "recency" }] });
 console.log(revision, typeof (serve satisfies (options: ServeOptions) => Promise<Served>));
 // @ts-expect-error: not a term
 void (() => controlPlane.setPolicy({ name: "mine", terms: [{ kind: "magic" }] }));
+const mine = policy("mine").budget(1024).term("keydiff", { weight: 2 }).build();
+await controlPlane.setPolicy(mine, { rules: [rule("vip").tags("vip").budget(0).build()] });
+// @ts-expect-error: a policy has at least one term
+void (() => policy("mine").build());
 await controlPlane.close();
 `,
   );

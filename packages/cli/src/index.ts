@@ -1,11 +1,28 @@
 export * from "@triattn/control";
 export type {
+  ApiCounters,
+  ApiEngine,
+  ApiError,
+  ApiEvent,
+  ApiHistory,
+  ApiKept,
+  ApiPolicy,
+  ApiPolicyRequest,
+  ApiPolicyResponse,
+  ApiPreview,
+  ApiRequests,
+  ApiRollbackRequest,
+  ApiSessionRequest,
+  ApiState,
+  ApiStream,
   Counters,
   EngineEvent,
+  JsonCount,
   ModelGeometry,
   PolicyDocument,
   PolicyInput,
   PresetName,
+  RequestState,
   Rule,
 } from "@triattn/protocol";
 export { EngineDied, EnvironmentError } from "./errors.ts";

@@ -12,7 +12,7 @@ import { type PolicyContent, type PolicyRevision, PolicyStore } from "./policy-s
 import { Rollout } from "./rollout.ts";
 import { parseRules } from "./rules.ts";
 import { Tallies } from "./tallies.ts";
-import type { ControlCounters, ControlEvent, EngineView, PolicyResult } from "./types.ts";
+import type { ControlCounters, ControlEvent, ControlEventOf, EngineView, PolicyResult } from "./types.ts";
 import { Watches, type Watching, type WatchOptions } from "./watches.ts";
 
 export interface ControlPlaneOptions {
@@ -74,8 +74,13 @@ export interface ControlPlane {
   counters(): ControlCounters;
   /** Everything as metrics in Prometheus' text format, and its content type. */
   metrics(): Promise<{ readonly contentType: string; readonly text: string }>;
-  /** From now on; each call has a queue of its own. Ends with `close`. */
-  events(): AsyncIterableIterator<ControlEvent, undefined>;
+  /**
+   * What happens from now on, of the named types only, or all; each call has a queue of its own, which drops the
+   * oldest when its consumer is too slow, and says so by `overflow`. Ends with `close`.
+   */
+  events<T extends ControlEvent["type"] = ControlEvent["type"]>(
+    ...types: readonly T[]
+  ): AsyncIterableIterator<ControlEventOf<T>, undefined>;
   /**
    * An engine that is connected and uses the policy. Rejects with PolicyRefused when an engine refuses the
    * first policy it is given, with EngineTimeout after `timeoutMs` (default: never).
@@ -129,7 +134,7 @@ class Plane implements ControlPlane {
   readonly #store: PolicyStore;
   readonly #drops: Drops;
   readonly #logger: Logger;
-  readonly #streams = new Set<EventStream<ControlEvent>>();
+  readonly #streams = new Map<EventStream<ControlEvent>, (type: string) => boolean>();
   readonly #waiters = new Set<Waiter>();
   readonly #watches = new Watches(
     () => this.link.engines.connected().map(({ id }) => id),
@@ -190,15 +195,19 @@ class Plane implements ControlPlane {
     return { contentType: metrics.contentType, text: await metrics.text() };
   }
 
-  events(): AsyncIterableIterator<ControlEvent, undefined> {
+  events<T extends ControlEvent["type"]>(
+    ...types: readonly T[]
+  ): AsyncIterableIterator<ControlEventOf<T>, undefined> {
     const stream = new EventStream<ControlEvent>(
       this.#options.eventCapacity ?? 10_000,
       (dropped) => ({ type: "overflow", dropped }),
       (ended) => this.#streams.delete(ended),
     );
-    if (this.#closing === undefined) this.#streams.add(stream);
+    const wanted: ReadonlySet<string> = new Set(types);
+    if (this.#closing === undefined)
+      this.#streams.set(stream, (type) => wanted.size === 0 || wanted.has(type));
     else stream.end();
-    return stream;
+    return stream as EventStream<ControlEvent> as AsyncIterableIterator<ControlEventOf<T>, undefined>;
   }
 
   async setPolicy(input: PolicyInput | PresetName, options: SetPolicyOptions = {}): Promise<PolicyResult> {
@@ -285,7 +294,9 @@ class Plane implements ControlPlane {
         }
         break;
     }
-    for (const stream of this.#streams) this.#overflowed += stream.push(event);
+    for (const [stream, wants] of this.#streams) {
+      if (wants(event.type)) this.#overflowed += stream.push(event);
+    }
   }
 
   #ready(engine: EngineView): boolean {
@@ -350,6 +361,6 @@ class Plane implements ControlPlane {
     await this.http?.close();
     this.#watches.close();
     await this.link.close();
-    for (const stream of [...this.#streams]) stream.end();
+    for (const stream of [...this.#streams.keys()]) stream.end();
   }
 }

@@ -1,3 +1,12 @@
+export {
+  type PolicyBuilder,
+  type PolicySettings,
+  policy,
+  type RuleBuilder,
+  rule,
+  type TermKind,
+  type TermOptions,
+} from "./builders.ts";
 export type { ControlPlane, ControlPlaneOptions, SetPolicyOptions } from "./control-plane.ts";
 export { createControlPlane } from "./control-plane.ts";
 export type { CurveKeys, CurveOptions } from "./curve.ts";
@@ -9,6 +18,7 @@ export { checkPolicy, parsePolicy, preset } from "./policy.ts";
 export type { PolicyContent, PolicyRevision } from "./policy-store.ts";
 export type { ReferenceSettings } from "./reference-env.ts";
 export { policyFromReference } from "./reference-env.ts";
+export { type RequestOverrides, requestOptions, type TriattnOptions } from "./request-options.ts";
 export { matchesModel, parseRules } from "./rules.ts";
 export * from "./stats/index.ts";
 export type * from "./types.ts";

@@ -2,6 +2,7 @@ import type { EngineRule, PolicyDocument, PolicyInput, PresetName, Rule } from "
 import { z } from "zod";
 import { ConfigError } from "./errors.ts";
 import { checkPinned, explain, parsePolicy } from "./policy.ts";
+import { checkTag } from "./request-options.ts";
 
 /** What one `SetPolicy` carries. */
 const MOST_RULES = 64;
@@ -38,6 +39,7 @@ export function parseRules(input: readonly Rule[], policy: PolicyDocument): read
     if (min !== undefined && max !== undefined && min > max) {
       throw new ConfigError(`${field}.match.priority`, { min, max }, "min at most max");
     }
+    for (const [at, tag] of (rule.match.tags ?? []).entries()) checkTag(`${field}.match.tags.${at}`, tag);
     if (rule.budget === undefined && rule.policy === undefined) {
       throw new ConfigError(field, rule.name, "a budget, a policy, or both: it would change nothing");
     }

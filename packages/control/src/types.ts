@@ -67,6 +67,12 @@ export type ControlEvent =
   /** This consumer was too slow: its oldest `dropped` items went. */
   | { readonly type: "overflow"; readonly dropped: number };
 
+/** What `events(…)` of some types yields: those, and `overflow` whenever the consumer was too slow. */
+export type ControlEventOf<T extends ControlEvent["type"]> = Extract<
+  ControlEvent,
+  { readonly type: T | "overflow" }
+>;
+
 export interface LinkCounters {
   /** Frames that arrived, good or bad. */
   readonly framesReceived: number;
