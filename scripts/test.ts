@@ -7,7 +7,14 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setupEnvironment, setupModel } from "./setup/index.ts";
-import { type EnvironmentName, environments, pythonOf, root, vllmEnvironments } from "./setup/paths.ts";
+import {
+  type EnvironmentName,
+  environments,
+  pythonOf,
+  root,
+  sglangEnvironments,
+  vllmEnvironments,
+} from "./setup/paths.ts";
 import { SetupError, say } from "./setup/steps.ts";
 import { type Result, runStage, type Stage } from "./test/stage.ts";
 
@@ -65,17 +72,21 @@ function stages(): Stage[] {
     },
   ];
   const marks = quick ? "not engine and not slow" : "not engine";
+  const withoutEngines = ["engine", "sglang_engine"].map((name) => `--ignore=kernels/tests/${name}`);
   const units = [
     vitest("vitest", "unit", { TRIATTN_TEST_PYTHON: pythonOf(newest), TRIATTN_QUICK: quick ? "1" : "0" }),
-    pytest("pytest", newest, ["kernels/tests", "--ignore=kernels/tests/engine", "-m", marks]),
+    pytest("pytest", newest, ["kernels/tests", ...withoutEngines, "-m", marks]),
   ];
   if (quick) return [...lint, ...units];
   const engines = vllmEnvironments.flatMap((name) => [
     pytest(`engine-${name}`, name, ["kernels/tests/engine"]),
     vitest(`serve-${name}`, "engine", { TRIATTN_TEST_PYTHON: pythonOf(name) }),
   ]);
+  const second = sglangEnvironments.map((name) =>
+    pytest(`engine-${name}`, name, ["kernels/tests/sglang_engine"]),
+  );
   const packaging = vitest("package", "package", { TRIATTN_TEST_PYTHON: pythonOf(newest) });
-  return [...lint, ...units, packaging, ...engines];
+  return [...lint, ...units, packaging, ...engines, ...second];
 }
 
 function table(results: readonly Result[]): void {

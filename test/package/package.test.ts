@@ -88,11 +88,13 @@ test("it brings the Python package, which an engine finds as a plugin", () => {
   const script = [
     "import importlib.metadata as m, triattn",
     "from triattn import config, link, launch",
-    "print([e.value for e in m.entry_points(group='vllm.general_plugins') if e.name == 'triattn'], triattn.__file__)",
+    "groups = ('vllm.general_plugins', 'sglang.srt.plugins')",
+    "print([e.value for g in groups for e in m.entry_points(group=g) if e.name == 'triattn'], triattn.__file__)",
   ].join("\n");
   const path = join(project, "node_modules", "triattn", "python");
   const said = run(python, ["-c", script], { PYTHONPATH: path });
-  expect(said).toBe(`['triattn.engines.vllm.plugin:register'] ${join(path, "triattn", "__init__.py")}\n`);
+  const values = "['triattn.engines.vllm.plugin:register', 'triattn.engines.sglang.plugin:register']";
+  expect(said).toBe(`${values} ${join(path, "triattn", "__init__.py")}\n`);
 });
 
 test("its Node API runs, and is typed", () => {

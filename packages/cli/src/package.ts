@@ -1,4 +1,12 @@
-import { existsSync, mkdtempSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { onDisk } from "./errors.ts";
 import { packageDirectory, version } from "./version.ts";
@@ -26,6 +34,9 @@ export function dashboardDirectory(): string | undefined {
 
 const ENTRY_POINTS = `[vllm.general_plugins]
 triattn = triattn.engines.vllm.plugin:register
+
+[sglang.srt.plugins]
+triattn = triattn.engines.sglang.plugin:register
 `;
 
 /** Writes the metadata by which Python finds the plugin of the package in `directory`, where it is missing. */
@@ -35,7 +46,12 @@ export function writeDistInfo(directory: string): void {
     if (/^triattn-.*\.dist-info$/.test(old) && old !== name)
       rmSync(join(directory, old), { recursive: true });
   }
-  if (existsSync(join(directory, name, "entry_points.txt"))) return;
+  const written = join(directory, name, "entry_points.txt");
+  if (existsSync(written)) {
+    // A clone keeps its version from one commit to the next, not its entry points.
+    if (readFileSync(written, "utf8") === ENTRY_POINTS) return;
+    rmSync(join(directory, name), { recursive: true, force: true });
+  }
   const temporary = mkdtempSync(join(directory, ".dist-info-"));
   writeFileSync(join(temporary, "METADATA"), `Metadata-Version: 2.1\nName: triattn\nVersion: ${version}\n`);
   writeFileSync(join(temporary, "entry_points.txt"), ENTRY_POINTS);

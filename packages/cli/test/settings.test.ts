@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ConfigError, preset } from "@triattn/control";
 import { expect, test } from "vitest";
@@ -119,12 +119,16 @@ test("the entry point is written once, and an older version's taken away", () =>
   using directory = new TemporaryDirectory();
   mkdirSync(join(directory.path, "triattn-0.0.0.dist-info"));
   writeDistInfo(directory.path);
+  const written = join(directory.path, `triattn-${version}.dist-info`, "entry_points.txt");
+  writeFileSync(written, "[vllm.general_plugins]\n");
+  writeDistInfo(directory.path);
   writeDistInfo(directory.path);
   expect(readdirSync(directory.path)).toEqual([`triattn-${version}.dist-info`]);
-  const text = readFileSync(join(directory.path, `triattn-${version}.dist-info`, "entry_points.txt"), "utf8");
+  const text = readFileSync(written, "utf8");
   const project = readFileSync(join(root, "kernels", "pyproject.toml"), "utf8");
-  const [, target] = /"vllm\.general_plugins"\]\ntriattn = "(.*)"/.exec(project) ?? [];
-  expect(text).toBe(`[vllm.general_plugins]\ntriattn = ${target}\n`);
+  const sections = [...project.matchAll(/^\[project\.entry-points\."(.*)"\]\ntriattn = "(.*)"$/gm)];
+  expect(sections.map(([, group]) => group)).toEqual(["vllm.general_plugins", "sglang.srt.plugins"]);
+  expect(text).toBe(sections.map(([, group, target]) => `[${group}]\ntriattn = ${target}\n`).join("\n"));
   expect(project).toContain(`\nversion = "${version}"\n`);
 });
 

@@ -1,0 +1,184 @@
+"""Compression under everything a scheduler does: overlap, shared prompts, chunks, budgets, aborts, retraction."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from engine.policies import plugin
+from engine.scenario import Request
+from engine.selection import check_selection
+
+from .driver import Driver
+from .rig import check, prompt, run
+from .scenario import Scenario
+
+pytestmark = pytest.mark.engine
+
+pages = pytest.mark.parametrize("page", [1, 16])
+
+
+@pages
+@pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no-overlap"])
+def test_shared_prompts(page: int, overlap: bool) -> None:
+    """Prompts in the radix tree, some pinned and left there, some that compete and are copied out of it."""
+    shared = prompt(8, 48)
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", "keydiff", budget=96),
+            requests=[
+                Request("a", shared + prompt(1, 10), 70),
+                Request("b", shared + prompt(2, 140), 40, arrive=3),
+                Request("gone", shared, 80, arrive=5, abort_after=60),
+                Request("same", shared + prompt(1, 10), 70, arrive=40),
+                Request("c", prompt(3, 20), 110, arrive=30),
+            ],
+            chunk=64,
+            page=page,
+            overlap=overlap,
+        )
+    )
+    check(result, rounds=15)
+    assert result["b"].cached_tokens >= 48
+    assert result["same"].cached_tokens >= 48
+
+
+@pages
+def test_without_radix_cache(page: int) -> None:
+    result = run(
+        Scenario(
+            "qwen3",
+            plugin("qwen3", "blend"),
+            requests=[
+                Request("decoding", prompt(1, 20), 70),
+                Request("long", prompt(2, 230), 30, arrive=2),
+                Request("other", prompt(3, 130), 30, arrive=5),
+            ],
+            chunk=48,
+            page=page,
+            radix=False,
+        )
+    )
+    check(result, rounds=10)
+
+
+def test_prompts_longer_than_the_budget() -> None:
+    """In one chunk, in chunks, and just at the limits."""
+    lengths = (63, 64, 65, 71, 72, 73, 128, 300)
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", "random"),
+            requests=[Request(f"p{n}", prompt(n, n), 22, arrive=i) for i, n in enumerate(lengths)],
+            chunk=192,
+        )
+    )
+    check(result, each=1)
+    assert result["p300"].round_count >= 2
+    assert result["p300"].rounds[0][0].n_keep == 64
+
+
+def test_budgets_of_requests() -> None:
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", "keydiff"),
+            requests=[
+                Request("policy", prompt(1, 60), 50),
+                Request("never", prompt(2, 60), 50, budget=0),
+                Request("less", prompt(3, 60), 50, budget=48),
+                Request("more", prompt(4, 60), 50, budget=96),
+                Request("tiny", prompt(5, 60), 50, budget=10, refused=True),
+                Request("negative", prompt(6, 60), 50, budget=-1, refused=True),
+                Request("text", prompt(7, 60), 50, budget="many", refused=True),
+            ],
+        )
+    )
+    check(result, rounds=8)
+    kept = {name: {r.n_keep for r in o.rounds.get(0, [])} for name, o in result.outcomes.items()}
+    assert kept["policy"] == {64}
+    assert kept["never"] == set()
+    assert kept["less"] == {48}
+    assert kept["more"] == {96}
+    for name in ("tiny", "negative", "text"):
+        assert "triattn_budget" in (result[name].error or "")
+
+
+@pages
+def test_aborts(page: int) -> None:
+    """Waiting, in prefill, before, between and right at rounds."""
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", "random", interval=4),
+            requests=[
+                Request("stays", prompt(1, 40), 60),
+                *(Request(f"a{i}", prompt(i, 50), 80, arrive=i, abort_after=10 + i) for i in range(8)),
+                Request("in prefill", prompt(30, 200), 10, arrive=4, abort_at=6),
+                Request("waiting", prompt(31, 200), 10, arrive=4, abort_at=5),
+            ],
+            chunk=48,
+            max_running=6,
+            page=page,
+        )
+    )
+    check(result, rounds=8)
+    assert len(result["stays"].tokens) == 60
+
+
+def overcommit(driver: Driver) -> None:
+    """As if requests generated nothing of what they ask for: SGLang then admits more than fits."""
+    driver.scheduler.new_token_ratio_tracker.current = 0.0
+
+
+@pages
+@pytest.mark.parametrize("radix", [True, False], ids=["radix", "no-radix"])
+def test_retracted_and_resumed(page: int, radix: bool) -> None:
+    """More budget than cache: a compressed request loses its slots, is computed again and evicted anew."""
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", "random", budget=96, interval=16),
+            requests=[
+                Request("old0", prompt(0, 20), 120),
+                Request("old1", prompt(1, 20), 120, arrive=1),
+                Request("long", prompt(2, 130), 90, arrive=20),
+                Request("late", prompt(3, 50), 70, arrive=45),
+            ],
+            tokens=272,
+            max_model_len=256,
+            page=page,
+            radix=radix,
+            on_step=overcommit,
+        )
+    )
+    check(result)
+    assert result.preemptions >= 1
+    assert any(
+        len(o.rounds.get(0, [])) >= 1 and len(o.rounds.get(1, [])) >= 1 for o in result.outcomes.values()
+    ), {name: {i: len(r) for i, r in o.rounds.items()} for name, o in result.outcomes.items()}
+
+
+@pytest.mark.parametrize(
+    ("preset", "selection", "page"),
+    [("triattention", "per_layer_per_head", 1), ("random", "union", 16)],
+)
+def test_tensor_parallel(preset: str, selection: str, page: int) -> None:
+    """Two ranks, each a scheduler of its own that decides the same, scoring and moving its own KV heads."""
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", preset, selection=selection),
+            requests=[Request("a", prompt(1, 20), 70), Request("b", prompt(2, 150), 40, arrive=3)],
+            chunk=64,
+            tp=2,
+            page=page,
+        )
+    )
+    check(result, rounds=6)
+    assert check_selection(result) == result.rounds
+    if selection == "union":
+        for outcome in result.outcomes.values():
+            for this in outcome.rounds[0]:
+                kept = np.sort(this.kept, axis=-1)
+                assert (kept == kept[0, 0]).all()

@@ -1,0 +1,1 @@
+"""triattn inside SGLang: hooks of its plugin framework, found by capability."""

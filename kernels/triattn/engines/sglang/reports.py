@@ -1,0 +1,237 @@
+"""What an SGLang scheduler tells the control plane: who it is, events, counters. Only the first rank does."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from triattn import wire
+from triattn.config import Settings
+from triattn.engines.policy import PolicyInForce
+from triattn.engines.sglang import probe
+from triattn.errors import ConfigError
+from triattn.link import EngineLink
+from triattn.plan import RoundPlan
+
+if TYPE_CHECKING:
+    from triattn.engines.sglang.requests import RequestState
+    from triattn.engines.sglang.scheduler import SchedulerHooks
+
+REPORT_SECONDS = 0.5
+"""Interval of counter reports to the control plane."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """Since the engine started; seconds of this rank."""
+
+    step: int = 0
+    resident: int = 0
+    peak_resident: int = 0
+    peak_pages: int = 0
+    tokens_generated: int = 0
+    finished: int = 0
+    preemptions: int = 0
+    rounds: int = 0
+    evicted: int = 0
+    reclaimed: int = 0
+    skipped: int = 0
+    batches: int = 0
+    plan_seconds: float = 0.0
+    round_seconds: float = 0.0
+
+
+class Reports:
+    """Counts on every rank; sends on the first, where there is a control plane."""
+
+    def __init__(self, hooks: SchedulerHooks, settings: Settings) -> None:
+        self.hooks = hooks
+        self.scheduler = hooks.scheduler
+        self.totals = Totals()
+        self.link: EngineLink | None = None
+        self._next = 0.0
+        if settings.socket and hooks.first_rank:
+            self.link = EngineLink(
+                settings.socket, self._hello(), validate=self._refusal, curve=settings.curve
+            )
+
+    def _hello(self) -> wire.Hello:
+        scheduler, slots = self.scheduler, self.hooks.slots
+        return wire.Hello(
+            protocol=1,
+            engine_id=uuid.uuid4().hex,
+            engine=wire.EngineInfo(
+                name="sglang",
+                version=probe.engine_version(),
+                runner="overlap" if scheduler.enable_overlap else "normal",
+                pid=os.getpid(),
+                world_size=scheduler.server_args.tp_size,
+            ),
+            model=self.hooks.geometry,
+            cache=wire.CacheInfo(
+                block_size=slots.page,
+                blocks=slots.total,
+                max_model_len=scheduler.model_config.context_len,
+                dtype=str(scheduler.server_args.kv_cache_dtype),
+            ),
+            capabilities=probe.capabilities(scheduler),
+            revision=0,
+            next_event=0,
+        )
+
+    # Policies.
+
+    def first_policy(self, settings: Settings) -> PolicyInForce:
+        """The policy to start with, from the control plane or the settings.
+
+        Raises:
+            ConfigError: there is none. LinkError: no control plane gave one.
+        """
+        if self.link is not None:
+            timeout = float(os.environ.get("TRIATTN_START_TIMEOUT", "30"))
+            return PolicyInForce.of(self.link.wait_for_policy(timeout))
+        if settings.policy is None:
+            raise ConfigError("policy", None, "give a policy, or a control plane's socket to get one from")
+        return PolicyInForce(0, settings.policy, settings.statistics)
+
+    def _refusal(self, message: wire.SetPolicy) -> wire.Refusal | None:
+        try:
+            self.hooks.check(PolicyInForce.of(message))
+        except ConfigError as error:
+            return wire.Refusal(
+                revision=message.revision,
+                field_=error.field,
+                value=str(error.value),
+                remedy=error.remedy,
+                message=str(error),
+            )
+        return None
+
+    def poll_policy(self) -> PolicyInForce | None:
+        """A policy that has arrived and can work, for the next step."""
+        message = self.link.poll_policy(self.totals.step + 1) if self.link is not None else None
+        if message is None:
+            return None
+        policy = PolicyInForce.of(message)
+        try:
+            self.hooks.check(policy)
+        except ConfigError as error:
+            # Checked when it arrived; only a file that changed since can end here.
+            self.link.refuse(message.revision, error.field, error.value, error.remedy, str(error))
+            return None
+        return policy
+
+    def in_force(self, policy: PolicyInForce) -> None:
+        """Every rank uses this policy from the next step on."""
+        if self.link is not None:
+            self.link.ack(policy.revision, self.totals.step + 1)
+
+    # What happened.
+
+    def resident(self, tokens: int) -> None:
+        """Resident tokens of all running requests, before a step."""
+        self.totals.resident = tokens
+        self.totals.peak_resident = max(self.totals.peak_resident, tokens)
+
+    def skipped(self, request: Any, reason: str) -> None:
+        """A round that was due could not be done."""
+        self.totals.skipped += 1
+        if self.link is not None:
+            self.link.emit(wire.SkipEvent(step=self.totals.step + 1, request=request.rid, reason=reason))
+
+    def round(self, plan: RoundPlan, copied: int) -> None:
+        """A round was launched."""
+        totals, pages = self.totals, self.hooks.slots.pages
+        evicted, reclaimed = plan.resident - plan.keep, pages(plan.resident) - pages(plan.keep)
+        totals.rounds += 1
+        totals.evicted += evicted
+        totals.reclaimed += reclaimed
+        if self.link is not None:
+            self.link.emit(
+                wire.RoundEvent(
+                    step=totals.step + 1,
+                    request=plan.request_id,
+                    revision=self.hooks.policy.revision,
+                    budget=plan.keep,
+                    computed=plan.computed,
+                    evicted=evicted,
+                    evicted_total=plan.evicted + evicted,
+                    blocks_reclaimed=reclaimed,
+                    blocks_copied=pages(copied),
+                )
+            )
+
+    def batch(self, plan_seconds: float, round_seconds: float) -> None:
+        """All rounds of a step were launched."""
+        self.totals.batches += 1
+        self.totals.plan_seconds += plan_seconds
+        # On a GPU this is the time of launching, not of running: only the first is the host's to know.
+        if self.scheduler.device == "cpu":
+            self.totals.round_seconds += round_seconds
+
+    def released(self, request: Any, state: RequestState) -> None:
+        """A request gave its KV back."""
+        totals = self.totals
+        finished = request.finished()
+        if finished:
+            totals.finished += 1
+            totals.tokens_generated += len(request.output_ids)
+        else:
+            totals.preemptions += 1
+        if self.link is None or not state.rounds:
+            return
+        aborted = finished and type(request.finished_reason).__name__ == "FINISH_ABORT"
+        self.link.emit(
+            wire.FinishEvent(
+                step=totals.step,
+                request=request.rid,
+                reason="aborted" if aborted else "finished" if finished else "preempted",
+                computed=request.kv_committed_len + state.evicted,
+                evicted_total=state.evicted,
+                rounds=state.rounds,
+            )
+        )
+
+    def stepped(self, ran: bool) -> None:
+        """The scheduler has decided what to run next, or that there is nothing."""
+        totals = self.totals
+        if ran:
+            totals.step += 1
+            totals.peak_pages = max(totals.peak_pages, self.hooks.slots.used)
+        if self.link is None:
+            return
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + REPORT_SECONDS
+            self.link.report(self.counters())
+
+    def counters(self) -> wire.Counters:
+        """Totals since the engine started, and the present state."""
+        totals, scheduler = self.totals, self.scheduler
+        running = scheduler.running_batch.reqs if scheduler.running_batch is not None else []
+        running = [r for r in running if not r.finished()]
+        generated = totals.tokens_generated + sum(len(r.output_ids) for r in running)
+        return wire.Counters(
+            step=totals.step,
+            running=len(running),
+            waiting=len(scheduler.waiting_queue),
+            resident_tokens=totals.resident if running else 0,
+            peak_resident_tokens=totals.peak_resident,
+            used_blocks=self.hooks.slots.used,
+            peak_used_blocks=totals.peak_pages,
+            tokens_generated=generated,
+            requests_finished=totals.finished,
+            preemptions=totals.preemptions,
+            rounds=totals.rounds,
+            tokens_evicted=totals.evicted,
+            blocks_reclaimed=totals.reclaimed,
+            rounds_skipped=totals.skipped,
+            round_batches=totals.batches,
+            plan_seconds=totals.plan_seconds,
+            round_seconds=totals.round_seconds,
+            stall_seconds=totals.plan_seconds + totals.round_seconds,
+            events_dropped=self.link.events_dropped if self.link is not None else 0,
+        )

@@ -1,0 +1,282 @@
+"""One scheduler process of SGLang: plans rounds before a decode step, runs them, keeps the books.
+
+Every tensor-parallel rank has a scheduler of its own that decides the same from the same numbers; only the first
+talks to the control plane. SGLang source: ``sglang/srt/managers/scheduler.py``.
+
+With overlap scheduling the forward pass of the step before may still run. Rounds are launched on its stream, so
+they follow it, and work on a copy of the table; nothing waits on the host.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from triattn.config import Settings
+from triattn.engines.policy import PolicyInForce, check_policy, model_shape
+from triattn.engines.sglang import probe
+from triattn.engines.sglang.reports import Reports
+from triattn.engines.sglang.requests import RequestState, own_budget, state_of, tags_of
+from triattn.engines.sglang.rounds import RankRounds
+from triattn.engines.sglang.slots import Slots, Truncated
+from triattn.errors import ConfigError
+from triattn.plan import RoundPlan
+from triattn.rules import Rules, Verdict
+
+
+class SchedulerHooks:
+    """Everything triattn does in one scheduler."""
+
+    def __init__(self, scheduler: Any, settings: Settings) -> None:
+        probe.check_applied()
+        probe.check_scheduler(scheduler)
+        self.scheduler = scheduler
+        self.slots = Slots(scheduler)
+        self.rounds = RankRounds(scheduler)
+        self.geometry = self.rounds.geometry
+        self.shape = model_shape(self.rounds.hf_config, self.geometry)
+        self.tp_size: int = scheduler.ps.attn_tp_size
+        self.first_rank: bool = scheduler.ps.tp_rank == 0
+        self._generation = 0
+        self.compressed = 0
+        """Requests with E > 0 that hold KV."""
+        self._positions_due = False
+        self.reports = Reports(self, settings)
+        self._use(
+            self._agreed(self.reports.first_policy(settings) if self.first_rank else None), warm_up=True
+        )
+        self._install()
+
+    # Policy ---------------------------------------------------------------------------------------
+
+    def _agreed(self, policy: PolicyInForce | None) -> PolicyInForce:
+        """The first rank's policy, on every rank."""
+        if self.tp_size == 1:
+            assert policy is not None
+            return policy
+        from sglang.srt.utils import broadcast_pyobj
+
+        group = self.scheduler.tp_group
+        data = [] if policy is None else [policy]
+        return broadcast_pyobj(data, group.rank, self.scheduler.tp_cpu_group, src=group.ranks[0])[0]
+
+    def check(self, policy: PolicyInForce) -> Rules:
+        """The policy's integers, if it can work here; touches nothing (the link's thread calls it too).
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        rules = Rules.of(policy, self.slots.page)
+        check_policy(policy, rules, self.geometry, self.shape, self.tp_size)
+        room = self.slots.total * self.slots.page
+        for case in rules.cases():
+            trigger = rules.budgetings[case.policy].trigger(0, case.budget)
+            if trigger > room:
+                remedy = f"with the interval it exceeds the cache of {room} tokens; use a smaller budget"
+                raise ConfigError(case.field, case.budget, remedy)
+        return rules
+
+    def _use(self, policy: PolicyInForce, *, warm_up: bool = False) -> None:
+        """Put a policy in force from the next step on."""
+        self.rules = self.check(policy)
+        self.rounds.use(policy, warm_up=warm_up)
+        self.policy = policy
+        self._can_compress = [policy.can_compress(number) for number in range(len(policy.documents))]
+        self._generation += 1
+
+    def policy_to_broadcast(self) -> PolicyInForce | None:
+        """On the first rank, a policy that has arrived; it travels to the others like a request."""
+        return self.reports.poll_policy()
+
+    # Requests -------------------------------------------------------------------------------------
+
+    def _verdict(self, request: Any, state: RequestState) -> Verdict:
+        if state.verdict is None or state.generation != self._generation:
+            tags = tags_of(request) if self.rules.rules else ()
+            state.verdict = self.rules.decide(
+                len(request.origin_input_ids), own_budget(request), request.priority or 0, tags
+            )
+            state.generation = self._generation
+        return state.verdict
+
+    def verdict(self, request: Any) -> Verdict:
+        """What the policy in force says of a request."""
+        return self._verdict(request, state_of(request))
+
+    def growth(self, request: Any, resident: int) -> int | None:
+        """See admission.Bounds."""
+        verdict = self.verdict(request)
+        if not verdict.trigger or not self._can_compress[verdict.policy]:
+            return None
+        return max(0, verdict.trigger - resident)
+
+    def _released(self, request: Any) -> None:
+        """A request gives its KV back: it ended, was aborted or is retracted. E dies with it."""
+        state = state_of(request)
+        self.reports.released(request, state)
+        if state.evicted:
+            self.compressed -= 1
+            request.skip_radix_cache_insert = not state.inserts
+        if not request.finished():
+            delattr(request, "_triattn")
+
+    # Steps ----------------------------------------------------------------------------------------
+
+    def _install(self) -> None:
+        scheduler, tree = self.scheduler, self.slots.tree
+        update, next_batch = scheduler.update_running_batch, scheduler.get_next_batch_to_run
+        process, cache_finished = scheduler.process_input_requests, tree.cache_finished_req
+
+        def process_input_requests(received: list[Any]) -> Any:
+            arrived = [r for r in received if isinstance(r, PolicyInForce)]
+            if arrived:
+                received = [r for r in received if not isinstance(r, PolicyInForce)]
+                self._use(arrived[-1])
+                self.reports.in_force(arrived[-1])
+            return process(received)
+
+        def get_next_batch_to_run(*args: Any, **kwargs: Any) -> Any:
+            if self._positions_due:
+                raise RuntimeError(
+                    "triattn: a decode step ran without ForwardBatch.init_new, so positions would be wrong"
+                )
+            planned = next_batch(*args, **kwargs)
+            batch = planned.batch_to_run
+            if batch is not None:
+                self._positions_due = bool(self.compressed) and batch.forward_mode.is_decode()
+            self.reports.stepped(batch is not None)
+            return planned
+
+        def update_running_batch(batch: Any, *args: Any, **kwargs: Any) -> Any:
+            self._before_decode(batch)
+            return update(batch, *args, **kwargs)
+
+        def cache_finished_req(request: Any, *args: Any, **kwargs: Any) -> Any:
+            result = cache_finished(request, *args, **kwargs)
+            self._released(request)
+            return result
+
+        scheduler.process_input_requests = process_input_requests
+        scheduler.get_next_batch_to_run = get_next_batch_to_run
+        scheduler.update_running_batch = update_running_batch
+        tree.cache_finished_req = cache_finished_req
+        scheduler.triattn = self
+
+    def set_positions(self, forward_batch: Any, batch: Any) -> None:
+        """After ``ForwardBatch.init_new``: a decoding token's position is its logical one."""
+        if forward_batch.forward_mode.is_decode():
+            self._positions_due = False
+            if self.compressed:
+                # SGLang counts logical lengths as well (orig_seq_lens); seq_lens say what attention reads.
+                forward_batch.positions = (batch.orig_seq_lens - 1).clamp(min=0).to(torch.int64)
+
+    def _before_decode(self, batch: Any) -> None:
+        started = time.perf_counter()
+        due: list[tuple[int, Any, RequestState, Verdict]] = []
+        resident_total = 0
+        for index, request in enumerate(batch.reqs):
+            if request.finished() or request.kv is None:
+                continue
+            resident = request.kv_committed_len
+            resident_total += resident
+            state = state_of(request)
+            verdict = self._verdict(request, state)
+            if not verdict.trigger or resident < verdict.trigger or not self._ready(request, state):
+                continue
+            if self._can_compress[verdict.policy]:
+                due.append((index, request, state, verdict))
+            else:
+                self.reports.skipped(request, "its policy came without statistics")
+        self.reports.resident(resident_total)
+        if due:
+            self._compress(batch, due, started)
+
+    def _ready(self, request: Any, state: RequestState) -> bool:
+        """Whether the result of the prefill has been handled (only then is the prompt in the radix tree), and
+        more is to be decoded than the step whose result is on its way."""
+        if request.decode_batch_idx < 1:
+            return False
+        generated = request.kv_committed_len + state.evicted - len(request.origin_input_ids) + 1
+        return generated < request.sampling_params.max_new_tokens
+
+    def _compress(
+        self, batch: Any, due: list[tuple[int, Any, RequestState, Verdict]], started: float
+    ) -> None:
+        plans: list[RoundPlan] = []
+        policies: list[int] = []
+        rows: list[int] = []
+        done: list[Truncated] = []
+        shorter = [0] * len(batch.reqs)
+        for index, request, state, verdict in due:
+            prompt_len, resident = len(request.origin_input_ids), request.kv_committed_len
+            budgeting = self.rules.budgetings[verdict.policy]
+            pin_prompt = budgeting.pins_prompt(prompt_len, verdict.keep)
+            pinned = max(budgeting.sinks, prompt_len if pin_prompt else 0)
+            truncated = self.slots.truncate(request, verdict.keep, pinned)
+            if truncated is None:
+                self.reports.skipped(request, "no free slots for copies of shared ones")
+                continue
+            plan = RoundPlan(
+                request_id=request.rid,
+                computed=resident + state.evicted,
+                resident=resident,
+                previous=state.resident,
+                evicted=state.evicted,
+                keep=verdict.keep,
+                prompt_len=prompt_len,
+                pin_prompt=pin_prompt,
+            )
+            self._count(request, state, plan)
+            shorter[index] = resident - verdict.keep
+            plans.append(plan)
+            policies.append(verdict.policy)
+            rows.append(request.req_pool_idx)
+            done.append(truncated)
+        if not plans:
+            return
+        tables = self.rounds.snapshot(rows, max(plan.resident for plan in plans))
+        self._shorten(batch, shorter)
+        copies = [t.copies for t in done if t.copies is not None]
+        planned = time.perf_counter()
+        with self._after_forward():
+            self.rounds.run(plans, policies, tables, copies)
+        for truncated in done:
+            for release in truncated.release:
+                release()
+        for plan, truncated in zip(plans, done, strict=True):
+            self.reports.round(plan, truncated.copied)
+        self.reports.batch(planned - started, time.perf_counter() - planned)
+
+    def _count(self, request: Any, state: RequestState, plan: RoundPlan) -> None:
+        if not state.evicted:
+            self.compressed += 1
+            state.inserts = not request.skip_radix_cache_insert
+            # Its slots no longer hold what the tree would promise for its tokens.
+            request.skip_radix_cache_insert = True
+        state.evicted += plan.resident - plan.keep
+        state.resident = plan.keep
+        state.rounds += 1
+
+    def _shorten(self, batch: Any, shorter: list[int]) -> None:
+        """New tensors, never in place: the forward pass of the step before still reads the old ones."""
+        host = torch.tensor(shorter, dtype=batch.seq_lens_cpu.dtype)
+        batch.seq_lens_cpu = batch.seq_lens_cpu - host
+        if batch.seq_lens.is_cuda:
+            host = host.pin_memory()
+        batch.seq_lens = batch.seq_lens - host.to(batch.seq_lens.device, non_blocking=True)
+        batch.seq_lens_sum = None
+
+    @contextmanager
+    def _after_forward(self) -> Iterator[None]:
+        """The stream of forward passes, behind everything that the scheduler has launched."""
+        scheduler = self.scheduler
+        if not scheduler.enable_overlap:
+            yield
+            return
+        with scheduler.forward_stream_ctx:
+            scheduler.forward_stream.wait_stream(scheduler.schedule_stream)
+            yield
