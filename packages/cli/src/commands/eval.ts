@@ -185,14 +185,10 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
   const settings = {
     model,
     ...{ seed, interval, window, limit: flags.limit },
-    arms: arms.map(({ label, keep, pin, document, statistics }) => ({
-      label,
-      keep,
-      pin,
-      document,
-      statistics,
-    })),
-    tasks: tasks.map(({ name, description }) => ({ name, description })),
+    arms: Object.fromEntries(
+      arms.map(({ label, keep, pin, document, statistics }) => [label, { keep, pin, document, statistics }]),
+    ),
+    tasks: Object.fromEntries(tasks.map(({ name, description }) => [name, description])),
     ...(flags.data.length > 0 ? { data: flags.data, maxTokens: flags.maxTokens } : {}),
     engineFlags,
   };

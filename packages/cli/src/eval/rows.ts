@@ -37,6 +37,27 @@ const Head = z.strictObject({ triattnEval: z.literal(1), settings: z.record(z.st
 
 const keyOf = ({ arm, task, id }: Pick<Row, "arm" | "task" | "id">) => JSON.stringify([arm, task, id]);
 
+/** Settings of which more may come: arms and tasks by name. What is there already has to stay as it is. */
+const OPEN = ["arms", "tasks"];
+
+function* differences(
+  before: Settings,
+  now: Settings,
+  path = "",
+): Generator<readonly [string, string, string]> {
+  for (const name of new Set([...Object.keys(before), ...Object.keys(now)])) {
+    const [then, asked] = [before[name], now[name]];
+    if (path === "" && OPEN.includes(name)) {
+      const common = Object.keys(asked as Settings).filter((key) => Object.hasOwn(then as Settings, key));
+      const some = (all: unknown) => Object.fromEntries(common.map((key) => [key, (all as Settings)[key]]));
+      yield* differences(some(then), some(asked), `${name}.`);
+    } else if (JSON.stringify(then) !== JSON.stringify(asked)) {
+      const short = (value: unknown) => (JSON.stringify(value) ?? "none").slice(0, 200);
+      yield [path + name, short(then), short(asked)];
+    }
+  }
+}
+
 /** Rows on disk, one JSON object a line, each there whole or not at all; the first line says what they belong to. */
 export class RowFile {
   readonly path: string;
@@ -61,7 +82,8 @@ export class RowFile {
     await onDisk(path, () => {
       if (there) rows.#read(settings);
       rows.#file = openSync(path, "a");
-      if (rows.#empty) rows.#append({ triattnEval: 1, settings });
+      // Arms and tasks that came later have a line of their own.
+      if (rows.#empty || there) rows.#append({ triattnEval: 1, settings });
     });
     return rows;
   }
@@ -82,7 +104,7 @@ export class RowFile {
       } catch {
         throw new ConfigError("--resume", where, "is not JSON: take the line out, or begin a new file");
       }
-      if (index === 0) this.#check(value, settings, where);
+      if (index === 0 || Head.safeParse(value).success) this.#check(value, settings, where);
       else this.#take(value, where);
     }
   }
@@ -93,16 +115,12 @@ export class RowFile {
       throw new ConfigError("--resume", where, "is no file of rows: name one that triattn eval wrote");
     }
     const now = JSON.parse(JSON.stringify(settings)) as Settings;
-    for (const name of new Set([...Object.keys(now), ...Object.keys(head.data.settings)])) {
-      const [then, asked] = [head.data.settings[name], now[name]].map((v) => JSON.stringify(v) ?? "none");
-      if (then !== asked) {
-        const both = `was ${String(then).slice(0, 200)}, is now ${String(asked).slice(0, 200)}`;
-        throw new ConfigError(
-          "--resume",
-          this.path,
-          `${name} ${both}: ask for the same again, or begin a new file`,
-        );
-      }
+    for (const [name, then, asked] of differences(head.data.settings, now)) {
+      throw new ConfigError(
+        "--resume",
+        this.path,
+        `${name} was ${then}, is now ${asked}: ask for the same again, or begin a new file`,
+      );
     }
     this.#empty = false;
   }

@@ -129,6 +129,16 @@ test("an engine that dies half-way: exit code 4, finished rows kept, --resume go
     ]);
   expect(counts(ended)).toEqual(counts(whole));
 
+  // One more arm: only its own rows are run.
+  const before = readFileSync(rows, "utf8").split("\n").length;
+  const recent = directory.write("recent.json", '{"name":"recent","terms":[{"kind":"recency"}]}');
+  const added = await evaluate(directory, "", "--json", "--policy", `keydiff,${recent}`, "--resume", rows);
+  expect([added.code, Object.keys(lastJson(added).tasks.recall)]).toEqual([
+    0,
+    ["full", "random", "streaming", "keydiff", "recent"],
+  ]);
+  expect(readFileSync(rows, "utf8").split("\n").length - before).toBe(1 + 12 + 2);
+
   const other = await evaluate(directory, "", "--seed", "1", "--resume", rows);
   expect([other.code, other.stderr]).toEqual([
     2,
