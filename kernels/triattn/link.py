@@ -16,7 +16,8 @@ from triattn import wire
 from triattn.config import Curve
 from triattn.errors import LinkError, LinkRejected, LinkTimeout, PolicyRefused
 from triattn.link_events import EventQueue
-from triattn.link_socket import FrameTooLarge, LinkSocket
+from triattn.link_socket import CannotSend, LinkSocket
+from triattn.link_watch import Watching, halved
 
 __all__ = ["EngineLink", "LinkError", "LinkRejected", "LinkTimeout", "PolicyRefused"]
 
@@ -76,6 +77,7 @@ class EngineLink:
         self._replies: deque[wire.Ack | wire.Refusal] = deque()
         self._events = EventQueue(event_capacity, hello.next_event)
         self._batch: wire.Events | None = None
+        self._watching = Watching()
         self._counters: wire.Counters | None = None
         self._counters_sent: wire.Counters | None = None
         self._last_sent = 0.0
@@ -146,6 +148,19 @@ class EngineLink:
         """Counters to send; only the newest that have not left are kept."""
         self._counters = counters
 
+    @property
+    def watch(self) -> wire.Watch | None:
+        """What the control plane wants reported now; None: nobody watches."""
+        return self._watching.current
+
+    def report_requests(self, report: wire.RequestsReport) -> None:
+        """State of requests to send while it is watched; only the newest is kept."""
+        self._watching.report_requests(report)
+
+    def report_kept(self, report: wire.KeptReport) -> None:
+        """What the watched request keeps, to send while it is watched; only the newest is kept."""
+        self._watching.report_kept(report)
+
     def close(self, reason: str = "closed") -> None:
         """Send what is queued and say goodbye, within a second. Calling it again does nothing."""
         if self._closing is None:
@@ -175,8 +190,9 @@ class EngineLink:
     def _run(self) -> None:
         try:
             while self._closing is None:
-                for message in self._socket.receive(self._flush):
+                for message in _newest(self._socket.receive(self._flush)):
                     self._receive(message)
+                self._watching.expire()
                 self._acknowledge_idle()
                 self._send()
             self._send()
@@ -191,6 +207,8 @@ class EngineLink:
         match message:
             case wire.SetPolicy():
                 self._receive_policy(message)
+            case wire.Watch():
+                self._watching.grant(message, self._polled_step)
             case wire.Rejected(message=reason):
                 _log.error("triattn: the control plane rejected this engine: %s", reason)
                 with self._state:
@@ -265,6 +283,9 @@ class EngineLink:
         new = counters is not None and counters is not self._counters_sent
         if new and self._sent(wire.CountersReport(counters=counters)):
             self._counters_sent = counters
+        for report in self._watching.unsent():
+            if not self._send_report(report):
+                break
         if time.monotonic() - self._last_sent >= self._heartbeat:
             self._sent(wire.Heartbeat(revision=self._in_force, next_event=self._first()))
 
@@ -281,7 +302,7 @@ class EngineLink:
         try:
             if not self._sent(self._batch):
                 return False
-        except FrameTooLarge:
+        except CannotSend:
             self._send_singly(self._batch)
         self._batch = None
         return True
@@ -289,16 +310,33 @@ class EngineLink:
     def _send_singly(self, batch: wire.Events) -> None:
         """A client may choose request ids so long that a batch does not fit a frame."""
         for offset, event in enumerate(batch.events):
-            with contextlib.suppress(FrameTooLarge):
+            with contextlib.suppress(CannotSend):
                 if self._sent(wire.Events(first=batch.first + offset, events=[event])):
                     continue
             self._events.drop(1)
+
+    def _send_report(self, report: wire.RequestsReport | wire.KeptReport) -> bool:
+        """False when it has to wait; what cannot be sent at all is given up."""
+        while True:
+            try:
+                return self._sent(report)
+            except CannotSend:
+                if not isinstance(report, wire.RequestsReport) or not report.requests:
+                    return True
+                report = halved(report)
 
     def _sent(self, message: wire.EngineMessage) -> bool:
         if not self._socket.send(message):
             return False
         self._last_sent = time.monotonic()
         return True
+
+
+def _newest(messages: list[wire.ControlMessage]) -> list[wire.ControlMessage]:
+    """Messages without policies that one behind them replaces: a flood of policies is not checked one by one."""
+    policies = [i for i, message in enumerate(messages) if isinstance(message, wire.SetPolicy)]
+    dropped = set(policies[:-1])
+    return [message for i, message in enumerate(messages) if i not in dropped]
 
 
 def _shortened(refusal: wire.Refusal) -> wire.Refusal:

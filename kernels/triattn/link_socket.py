@@ -20,8 +20,8 @@ MAX_FRAME = 1 << 20
 _log = logging.getLogger("triattn.link")
 
 
-class FrameTooLarge(ValueError):
-    """A message of more than MAX_FRAME bytes."""
+class CannotSend(ValueError):
+    """A message of more than MAX_FRAME bytes, or with text or a number that has no encoding."""
 
 
 class LinkSocket:
@@ -98,10 +98,13 @@ class LinkSocket:
         return messages
 
     def send(self, message: wire.EngineMessage) -> bool:
-        """False when it would have to wait. Raises FrameTooLarge."""
-        frame = self._encoder.encode(message)
+        """False when it would have to wait. Raises CannotSend."""
+        try:
+            frame = self._encoder.encode(message)
+        except (UnicodeEncodeError, OverflowError, TypeError) as error:
+            raise CannotSend(f"{type(message).__name__}: {error}") from None
         if len(frame) > MAX_FRAME:
-            raise FrameTooLarge(f"{type(message).__name__} of {len(frame)} bytes, more than {MAX_FRAME}")
+            raise CannotSend(f"{type(message).__name__} of {len(frame)} bytes, more than {MAX_FRAME}")
         try:
             self._dealer.send(frame, zmq.NOBLOCK)
         except zmq.Again:

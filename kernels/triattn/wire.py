@@ -138,7 +138,7 @@ class Counters(Strict, kw_only=True):
     round_seconds: Annotated[
         float,
         Meta(
-            description="Worker time of the batches of rounds; on a GPU, its own clock, where measured.",
+            description="Worker time of the batches of rounds: on a CPU measured, on a GPU by its own clock, from samples.",
             ge=0.0,
         ),
     ] = field(name="roundSeconds")
@@ -152,7 +152,7 @@ class Counters(Strict, kw_only=True):
 
 
 class RequestState(Strict, kw_only=True):
-    request: str
+    request: Annotated[str, Meta(description="The engine's id of it, as in events.")]
     state: Literal["running", "waiting"]
     priority: Annotated[int, Meta(ge=-9007199254740991, le=9007199254740991)]
     tags: Annotated[list[str], Meta(max_length=64)]
@@ -161,7 +161,8 @@ class RequestState(Strict, kw_only=True):
     computed: Annotated[int, Meta(description="Logical length.", ge=0, le=9007199254740991)]
     resident: Annotated[int, Meta(description="Tokens whose KV is in the cache.", ge=0, le=9007199254740991)]
     budget: Annotated[
-        int, Meta(description="KV budget in force for it; 0: never compressed.", ge=0, le=9007199254740991)
+        int,
+        Meta(description="Tokens that a round leaves it; 0: never compressed.", ge=0, le=9007199254740991),
     ]
     evicted_total: Annotated[int, Meta(ge=0, le=9007199254740991)] = field(name="evictedTotal")
     rounds: Annotated[int, Meta(ge=0, le=9007199254740991)]
@@ -180,13 +181,21 @@ class KeptReport(Strict, kw_only=True, tag_field="type", tag="kept"):
     resident: Annotated[
         int, Meta(description="Tokens kept by each layer and KV head.", ge=0, le=9007199254740991)
     ]
-    layers: Annotated[int, Meta(ge=1, le=9007199254740991)]
-    kv_heads: Annotated[int, Meta(ge=1, le=9007199254740991)] = field(name="kvHeads")
+    layers: Annotated[
+        int,
+        Meta(description="Those of the last stage, with pipeline parallelism.", ge=1, le=9007199254740991),
+    ]
+    kv_heads: Annotated[
+        int, Meta(description="All of the model, with tensor parallelism too.", ge=1, le=9007199254740991)
+    ] = field(name="kvHeads")
     bins: Annotated[
         int, Meta(description="Equal slices of the logical positions [0, computed).", ge=1, le=1024)
     ]
     counts: Annotated[
-        bytes, Meta(description="uint16 little-endian [layers, kvHeads, bins]: tokens kept in each slice.")
+        bytes,
+        Meta(
+            description="uint16 little-endian [layers, kvHeads, bins]: tokens kept in each slice, at most 65535."
+        ),
     ]
 
 
@@ -434,7 +443,15 @@ class Watch(Strict, kw_only=True, tag_field="type", tag="watch"):
         int, Meta(description="How long to report, unless asked again; 0 ends it.", ge=0, le=60)
     ]
     requests: Annotated[bool, Meta(description="Report the state of requests twice a second.")]
-    kept: Annotated[str, Meta(description="Request whose rounds are to be shown by KeptReport.")] | None
+    kept: (
+        Annotated[
+            str,
+            Meta(
+                description="Request whose rounds KeptReport is to show: its id in events, or where unlike, the client's."
+            ),
+        ]
+        | None
+    )
 
 
 class Rejected(Strict, kw_only=True, tag_field="type", tag="rejected"):

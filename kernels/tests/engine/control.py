@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,48 @@ from triattn.config import parse_policy
 class StandIn:
     """A ROUTER in a thread of its own.
 
-    messages: everything the engine sent, in order; acks and refusals of policies among them.
+    messages: everything the engine sent, in order; acks and refusals of policies among them. frames: the same,
+    undecoded.
     """
 
-    def __init__(self, directory: Path, first: dict[str, Any], statistics: str | None = None) -> None:
+    def __init__(self, directory: Path, first: dict[str, Any]) -> None:
         self.endpoint = f"ipc://{directory}/control"
         self.messages: list[Any] = []
-        self._statistics = statistics
+        self.frames: list[bytes] = []
         self._revision = 0
         self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._bound = threading.Event()
-        self._current = b""
-        self.send(first)
+        self.send(**first) if "policy" in first else self.send(first)
         threading.Thread(target=self._serve, daemon=True).start()
         assert self._bound.wait(10)
 
-    def send(self, policy: dict[str, Any]) -> int:
-        """Queue a policy (a document, defaults allowed); its revision."""
+    def send(
+        self,
+        policy: dict[str, Any],
+        rules: Sequence[dict[str, Any]] = (),
+        policies: Sequence[dict[str, Any]] = (),
+        statistics: str | None = None,
+    ) -> int:
+        """Queue a policy (a document, defaults allowed; rules as on the wire, fields left out null); its revision."""
         self._revision += 1
-        document = parse_policy(policy)
-        message = wire.SetPolicy(revision=self._revision, policy=document, statistics=self._statistics)
-        self._outbox.put(msgspec.msgpack.encode(message))
+        empty = {"minPriority": None, "maxPriority": None, "tags": [], "budget": None, "policy": None}
+        message = wire.SetPolicy(
+            revision=self._revision,
+            policy=parse_policy(policy),
+            statistics=statistics,
+            rules=[msgspec.convert({**empty, **rule}, wire.EngineRule) for rule in rules],
+            policies=[parse_policy(document) for document in policies],
+        )
+        self.post(message)
         return self._revision
+
+    def post(self, message: wire.ControlMessage | bytes) -> None:
+        """Queue any message, or a frame as it is."""
+        self._outbox.put(message if isinstance(message, bytes) else msgspec.msgpack.encode(message))
+
+    def of(self, kind: type) -> list[Any]:
+        """Every message of a kind, in order."""
+        return [m for m in list(self.messages) if isinstance(m, kind)]
 
     @property
     def acks(self) -> list[tuple[int, int]]:
@@ -64,6 +85,7 @@ class StandIn:
         while True:
             if socket.poll(5):
                 peer, frame = socket.recv_multipart()
+                self.frames.append(frame)
                 self.messages.append(decoder.decode(frame))
             while peer is not None and not self._outbox.empty():
                 socket.send_multipart([peer, self._outbox.get()])

@@ -207,13 +207,14 @@ class Driver:
         scenario = self.scenario
         outcome = self.outcomes[request.id] = Outcome(request)
         greedy = scenario.runner == "v2" if request.greedy is None else request.greedy
+        options = {"triattn_budget": request.budget, "triattn_tags": request.tags}
         params = SamplingParams(
             temperature=0.0 if greedy else 1.0,
             max_tokens=request.max_tokens,
             ignore_eos=True,
             detokenize=False,
             logprobs=-1 if scenario.log_probs else None,
-            extra_args=None if request.budget is None else {"triattn_budget": request.budget},
+            extra_args={name: value for name, value in options.items() if value is not None} or None,
         )
         try:
             internal = self.engine.add_request(
@@ -233,13 +234,13 @@ class Driver:
             self.engine.engine_core.abort_requests([self._internal[request_id]])
             outcome.finish, outcome.aborted = "abort", True
 
-    def set_policy(self, policy: dict[str, Any]) -> int:
-        """Send a policy from the stand-in control plane; its revision."""
-        return self.control.send(policy)
+    def set_policy(self, policy: dict[str, Any], **more: Any) -> int:
+        """Send a policy from the stand-in control plane (``StandIn.send``); its revision."""
+        return self.control.send(policy, **more)
 
-    def set_policy_and_wait(self, policy: dict[str, Any]) -> int:
+    def set_policy_and_wait(self, policy: dict[str, Any], **more: Any) -> int:
         """Send a policy and wait until the engine promises it for the next step."""
-        revision = self.set_policy(policy)
+        revision = self.set_policy(policy, **more)
         self.wait_for(lambda: revision in dict(self.control.acks))
         return revision
 

@@ -21,6 +21,7 @@ class Request:
 
     arrive: engine step before which it is added.
     budget: the request's own KV budget (``triattn_budget``); None: the policy's.
+    tags: ``triattn_tags``; None: not given.
     abort_at: engine step before which it is aborted; abort_after: tokens received before it is aborted.
     greedy: take the likeliest token instead of drawing one. None: with the V2 runner, where drawing costs a third
         of a step (Triton is interpreted), but not with V1, since tiny models soon repeat themselves.
@@ -32,6 +33,7 @@ class Request:
     max_tokens: int
     arrive: int = 0
     budget: Any = None
+    tags: Any = None
     priority: int = 0
     abort_at: int | None = None
     abort_after: int | None = None
@@ -50,7 +52,8 @@ class Scenario:
     chunk: tokens scheduled in a step at most (chunked prefill).
     on_step: called before each step with the driver, whose methods add, abort and change policy.
         A function of a module, since it travels to another process.
-    control: the policy arrives over a socket from a stand-in control plane, and can be changed.
+    control: the policy arrives over a socket from a stand-in control plane, and can be changed: a document, or
+        a mapping of ``StandIn.send``'s arguments.
     environ: environment variables of the engine's process.
     on_finish: called once after the last step; its value becomes Run.extra.
     """

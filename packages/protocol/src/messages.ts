@@ -76,7 +76,7 @@ export const Counters = z
     roundBatches: bigCount.describe("Steps in which at least one round ran."),
     planSeconds: seconds.describe("Scheduler time spent on planning."),
     roundSeconds: seconds.describe(
-      "Worker time of the batches of rounds; on a GPU, its own clock, where measured.",
+      "Worker time of the batches of rounds: on a CPU measured, on a GPU by its own clock, from samples.",
     ),
     stallSeconds: seconds.describe(
       "Time that running requests waited for rounds: planning and rounds together.",
@@ -168,7 +168,7 @@ export const CountersReport = z
 
 export const RequestState = z
   .strictObject({
-    request: z.string(),
+    request: z.string().describe("The engine's id of it, as in events."),
     state: z.enum(["running", "waiting"]),
     priority: z.int(),
     tags: z.array(z.string()).max(64),
@@ -176,7 +176,7 @@ export const RequestState = z
     prompt: count.describe("Prompt tokens."),
     computed: count.describe("Logical length."),
     resident: count.describe("Tokens whose KV is in the cache."),
-    budget: count.describe("KV budget in force for it; 0: never compressed."),
+    budget: count.describe("Tokens that a round leaves it; 0: never compressed."),
     evictedTotal: count,
     rounds: count,
   })
@@ -198,13 +198,13 @@ export const KeptReport = z
     step: bigCount,
     computed: z.int().min(1).describe("Logical length at the round that this shows."),
     resident: count.describe("Tokens kept by each layer and KV head."),
-    layers: z.int().min(1),
-    kvHeads: z.int().min(1),
+    layers: z.int().min(1).describe("Those of the last stage, with pipeline parallelism."),
+    kvHeads: z.int().min(1).describe("All of the model, with tensor parallelism too."),
     bins: z.int().min(1).max(1024).describe("Equal slices of the logical positions [0, computed)."),
     counts: z
       .instanceof(Uint8Array)
       .meta({ type: "string", format: "binary" })
-      .describe("uint16 little-endian [layers, kvHeads, bins]: tokens kept in each slice."),
+      .describe("uint16 little-endian [layers, kvHeads, bins]: tokens kept in each slice, at most 65535."),
   })
   .meta({ id: "KeptReport", description: "What a round of the watched request kept." });
 
@@ -275,7 +275,11 @@ export const Watch = z
     type: z.literal("watch"),
     seconds: z.int().min(0).max(60).describe("How long to report, unless asked again; 0 ends it."),
     requests: z.boolean().describe("Report the state of requests twice a second."),
-    kept: z.union([z.string(), z.null()]).describe("Request whose rounds are to be shown by KeptReport."),
+    kept: z
+      .union([z.string(), z.null()])
+      .describe(
+        "Request whose rounds KeptReport is to show: its id in events, or where unlike, the client's.",
+      ),
   })
   .meta({ id: "Watch", description: "Asks for reports that cost the engine something, for a while." });
 

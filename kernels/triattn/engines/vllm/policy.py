@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,16 +15,46 @@ from triattn import wire
 from triattn.config import ConfigError
 from triattn.model import inv_freq
 from triattn.policies import ModelShape, Policy
-from triattn.statistics import Statistics
+from triattn.rules import Rules
+from triattn.statistics import Statistics, StatisticsError
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyInForce:
-    """A policy document with its revision and the path of its statistics, as every rank gets it."""
+    """A policy document with its revision and the path of its statistics, as every rank gets it, and what
+    some requests get instead."""
 
     revision: int
     document: wire.PolicyDocument
     statistics: str | None
+    policies: tuple[wire.PolicyDocument, ...] = ()
+    rules: tuple[wire.EngineRule, ...] = ()
+
+    @classmethod
+    def of(cls, message: wire.SetPolicy) -> PolicyInForce:
+        """What the control plane sent."""
+        return cls(
+            message.revision,
+            message.policy,
+            message.statistics,
+            tuple(message.policies),
+            tuple(message.rules),
+        )
+
+    @property
+    def policy(self) -> wire.PolicyDocument:
+        """The document of the requests that no rule gives another."""
+        return self.document
+
+    @property
+    def documents(self) -> tuple[wire.PolicyDocument, ...]:
+        """All documents, numbered as in ``RoundPlan.policy``."""
+        return (self.document, *self.policies)
+
+    def can_compress(self, number: int = 0) -> bool:
+        """Whether rounds of a document can run: one that never compresses may come without the statistics
+        that it would need."""
+        return self.statistics is not None or not Policy.of(self.documents[number]).needs_statistics
 
 
 def shape_of(
@@ -49,46 +82,88 @@ def shape_of(
     )
 
 
-def can_compress(policy: PolicyInForce) -> bool:
-    """Whether rounds can run: a policy that never compresses may come without the statistics it would need."""
-    return policy.statistics is not None or not Policy.of(policy.document).needs_statistics
+Signature = tuple[str, int, int, int]
+"""Path, modification time, size and inode: another file, or another content."""
 
 
-def load_statistics(policy: PolicyInForce, geometry: wire.ModelGeometry) -> Statistics | None:
-    """The statistics that a policy needs, checked against the served model; None if it needs none.
+def signature(path: str) -> Signature:
+    """Which file a path means now.
+
+    Raises:
+        StatisticsError: there is none, or not a regular one.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StatisticsError("statistics", path, f"cannot be read ({reason})") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise StatisticsError(
+            "statistics", path, "not a regular file; name a file made by `triattn calibrate`"
+        )
+    return path, found.st_mtime_ns, found.st_size, found.st_ino
+
+
+@lru_cache(maxsize=2)
+def _load(file: Signature) -> Statistics:
+    return Statistics.load(file[0])
+
+
+def load_statistics(path: str, geometry: wire.ModelGeometry) -> Statistics:
+    """Statistics of the served model; a file that has not changed since is not read again.
 
     Raises:
         ConfigError: they are missing, damaged or of another model.
     """
-    if not Policy.of(policy.document).needs_statistics:
-        return None
-    if policy.statistics is None and not policy.document.budget:
-        return None
-    if policy.statistics is None:
-        raise ConfigError(
-            "statistics",
-            None,
-            f"policy {policy.document.name!r} scores with statistics of the model's queries; make them with "
-            "`triattn calibrate MODEL` and name the file, or use a policy without trig and norm terms",
-        )
-    statistics = Statistics.load(policy.statistics)
+    statistics = _load(signature(path))
     statistics.check(geometry)
     return statistics
 
 
-def check_policy(policy: PolicyInForce, geometry: wire.ModelGeometry, config: Any) -> None:
+def scoring_key(policy: PolicyInForce, number: int) -> tuple[Policy, Signature | None] | None:
+    """What a rank must prepare anew when it differs: budgets, intervals and names do not count.
+
+    None where a document cannot compress.
+
+    Raises:
+        ConfigError: its statistics cannot be read.
+    """
+    if not policy.can_compress(number):
+        return None
+    scoring = replace(Policy.of(policy.documents[number]), name="")
+    return scoring, signature(policy.statistics) if scoring.needs_statistics and policy.statistics else None
+
+
+def check_policy(
+    policy: PolicyInForce, rules: Rules, geometry: wire.ModelGeometry, shape: ModelShape, parallel: Any
+) -> None:
     """Refuse a policy that this engine could not carry out.
+
+    Args:
+        rules: of this policy; shape: of the whole model.
+        parallel: vLLM's ``parallel_config``.
 
     Raises:
         ConfigError: with the field, its value and the remedy.
     """
-    parallel = config.parallel_config
-    statistics = load_statistics(policy, geometry)
-    if not can_compress(policy):
-        return
-    Policy.of(policy.document).validate(
-        shape_of(config, geometry),
-        tp_size=parallel.tensor_parallel_size,
-        pp_size=parallel.pipeline_parallel_size,
-        statistics=statistics,
-    )
+    compressing = {case.policy for case in rules.cases() if case.budget}
+    for number, document in enumerate(policy.documents):
+        scoring = Policy.of(document)
+        statistics = None
+        if scoring.needs_statistics and policy.statistics is not None:
+            statistics = load_statistics(policy.statistics, geometry)
+        elif scoring.needs_statistics and number in compressing:
+            raise ConfigError(
+                "statistics",
+                None,
+                f"policy {document.name!r} scores with statistics of the model's queries; make them with "
+                "`triattn calibrate MODEL` and name the file, or use a policy without trig and norm terms",
+            )
+        elif scoring.needs_statistics:
+            continue
+        scoring.validate(
+            shape,
+            tp_size=parallel.tensor_parallel_size,
+            pp_size=parallel.pipeline_parallel_size,
+            statistics=statistics,
+        )

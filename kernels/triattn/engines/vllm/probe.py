@@ -169,4 +169,4 @@ def capabilities(config: Any) -> list[str]:
         "prefix-caching": bool(cache.enable_prefix_caching),
         "tensor-parallel": config.parallel_config.tensor_parallel_size > 1,
     }
-    return [f"runner-{runner_name(config)}", *(name for name, on in found.items() if on)]
+    return [f"runner-{runner_name(config)}", "rules", "watch", *(name for name, on in found.items() if on)]

@@ -39,6 +39,7 @@ class RunnerV1:
     def _install(self) -> None:
         runner = self.runner
         execute_model, prepare_inputs = runner.execute_model, runner._prepare_inputs
+        sample_tokens = runner.sample_tokens
 
         def execute(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
             self.begin_step(scheduler_output)
@@ -47,7 +48,15 @@ class RunnerV1:
         def prepare(*args: Any, **kwargs: Any) -> Any:
             return self.prepare_inputs(prepare_inputs, *args, **kwargs)
 
+        def sample(*args: Any, **kwargs: Any) -> Any:
+            output = sample_tokens(*args, **kwargs)
+            outbox = self.rounds.outbox
+            if outbox is not None and outbox.pending:
+                outbox.attach(output)
+            return output
+
         runner.execute_model, runner._prepare_inputs = execute, prepare
+        runner.sample_tokens = sample
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Forget requests that lost their blocks; run the step's rounds."""
@@ -64,7 +73,8 @@ class RunnerV1:
         if step.policy is not None:
             self.rounds.use(step.policy)
         if step.rounds:
-            self.rounds.run([self._stage(plan) for plan in step.rounds])
+            staged = [self._stage(plan) for plan in step.rounds]
+            self.rounds.run(staged, step=step.step, watched=step.watched)
             for plan in step.rounds:
                 self._truncate(plan)
 

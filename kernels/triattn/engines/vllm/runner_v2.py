@@ -48,6 +48,7 @@ class RunnerV2:
         runner, model_state = self.runner, self.runner.model_state
         add_requests, update_requests = runner.add_requests, runner.update_requests
         prepare_attn, prepare_model_attn = runner.prepare_attn, model_state.prepare_attn
+        sample_tokens = runner.sample_tokens
 
         def add(scheduler_output: Any) -> Any:
             result = add_requests(scheduler_output)
@@ -66,7 +67,15 @@ class RunnerV2:
         def prepare_model(input_batch: Any, *args: Any, **kwargs: Any) -> Any:
             return prepare_model_attn(self.physical(input_batch), *args, **kwargs)
 
+        def sample(*args: Any, **kwargs: Any) -> Any:
+            output = sample_tokens(*args, **kwargs)
+            outbox = self.rounds.outbox
+            if outbox is not None and outbox.pending:
+                outbox.attach(output)
+            return output
+
         runner.add_requests, runner.update_requests, runner.prepare_attn = add, update, prepare
+        runner.sample_tokens = sample
         model_state.prepare_attn = prepare_model
 
     def _reset_rows(self, scheduler_output: Any) -> None:
@@ -87,7 +96,8 @@ class RunnerV2:
             plans = [plan for plan in step.rounds if plan.request_id in rows]
             self._redirect(plans)
             tables = self.runner.block_tables.block_tables[GROUP].gpu
-            self.rounds.run([StagedRound(plan, row=rows[plan.request_id]) for plan in plans], tables)
+            staged = [StagedRound(plan, row=rows[plan.request_id]) for plan in plans]
+            self.rounds.run(staged, tables, step=step.step, watched=step.watched)
             counts = self.runner.block_tables.num_blocks.np
             for plan in plans:
                 row = rows[plan.request_id]

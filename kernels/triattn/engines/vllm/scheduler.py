@@ -16,12 +16,18 @@ from triattn import wire
 from triattn.config import ConfigError, Settings
 from triattn.engines.vllm import probe
 from triattn.engines.vllm.blocks import Compressed, GroupBlocks
-from triattn.engines.vllm.policy import PolicyInForce, can_compress, check_policy
+from triattn.engines.vllm.policy import PolicyInForce, check_policy, shape_of
+from triattn.engines.vllm.reports import Totals, counters, own_budget, request_states, tags_of, watched_round
+from triattn.engines.vllm.room import check_room, chunk_limit
+from triattn.engines.vllm.step_report import StepReport, report_of
 from triattn.link import EngineLink
-from triattn.plan import Budgeting, RoundPlan
+from triattn.plan import RoundPlan
+from triattn.rules import Rules, Verdict
 
 REPORT_SECONDS = 0.5
-"""Interval of counter reports to the control plane."""
+"""Interval of reports to the control plane."""
+PICTURE_SECONDS = 0.25
+"""Least time between pictures of what the watched request keeps."""
 
 
 @dataclass(slots=True)
@@ -31,24 +37,9 @@ class StepPlan:
     rounds: list[RoundPlan] = field(default_factory=list)
     policy: PolicyInForce | None = None
     """Sent with the first step that runs under it."""
-
-
-@dataclass(slots=True)
-class Totals:
     step: int = 0
-    peak_resident: int = 0
-    peak_blocks: int = 0
-    resident: int = 0
-    tokens_generated: int = 0
-    finished: int = 0
-    preemptions: int = 0
-    rounds: int = 0
-    evicted: int = 0
-    reclaimed: int = 0
-    skipped: int = 0
-    batches: int = 0
-    """Steps in which at least one round ran."""
-    plan_seconds: float = 0.0
+    watched: str | None = None
+    """A request among the rounds whose kept tokens are to be shown."""
 
 
 class SchedulerHooks:
@@ -67,7 +58,8 @@ class SchedulerHooks:
         self.totals = Totals()
         self.link: EngineLink | None = None
         self._to_ship: PolicyInForce | None = None
-        self._next_report = 0.0
+        self._next_report = self._next_requests = self._next_picture = 0.0
+        self.shape = shape_of(self.config, self.geometry)
 
         first = PolicyInForce(0, settings.policy, settings.statistics) if settings.policy else None
         if settings.socket:
@@ -75,7 +67,7 @@ class SchedulerHooks:
                 settings.socket, self._hello(), validate=self._refusal, curve=settings.curve
             )
             message = self.link.wait_for_policy(float(os.environ.get("TRIATTN_START_TIMEOUT", "30")))
-            first = PolicyInForce(message.revision, message.policy, message.statistics)
+            first = PolicyInForce.of(message)
         if first is None:
             raise ConfigError("policy", None, "give a policy, or a control plane's socket to get one from")
         self._use(first)
@@ -107,20 +99,29 @@ class SchedulerHooks:
             next_event=0,
         )
 
-    def _check(self, policy: PolicyInForce) -> Budgeting:
+    def _check(self, policy: PolicyInForce) -> Rules:
         """The policy's integers, if it can work here; touches nothing (the link's thread calls it too).
 
         Raises:
             ConfigError: it cannot.
         """
-        budgeting = Budgeting.of(policy.document, self.blocks.block_size)
-        check_policy(policy, self.geometry, self.config)
-        self._check_room(budgeting)
-        return budgeting
+        rules = Rules.of(policy, self.blocks.block_size)
+        check_policy(policy, rules, self.geometry, self.shape, self.config.parallel_config)
+        check_room(
+            rules,
+            *self._room(),
+            chunked_prefill=bool(self.scheduler.scheduler_config.enable_chunked_prefill),
+        )
+        return rules
+
+    def _room(self) -> tuple[int, int, int]:
+        """Tokens that the cache holds, the longest that a request may become, tokens of a block."""
+        size = self.blocks.block_size
+        return self.usable_blocks * size, self.config.model_config.max_model_len, size
 
     def _refusal(self, message: wire.SetPolicy) -> wire.Refusal | None:
         try:
-            self._check(PolicyInForce(message.revision, message.policy, message.statistics))
+            self._check(PolicyInForce.of(message))
         except ConfigError as error:
             return wire.Refusal(
                 revision=message.revision,
@@ -132,54 +133,15 @@ class SchedulerHooks:
         return None
 
     def _use(self, policy: PolicyInForce) -> None:
-        """Put a policy in force from the next step on."""
-        self.policy, self.budgeting = policy, self._check(policy)
-        self._can_compress = can_compress(policy)
-        self._triggers: dict[str, int] = {}
+        """Put a policy in force from the next step on; what it says of each request is decided anew there."""
+        self.rules = self._check(policy)
+        self.policy = policy
+        self._can_compress = [policy.can_compress(number) for number in range(len(policy.documents))]
+        self._verdicts: dict[str, Verdict] = {}
         self._to_ship = policy
-        self._limit_chunks()
-
-    def _check_room(self, budgeting: Budgeting) -> None:
-        """The cache must hold one request at its largest; otherwise it would never be scheduled."""
-        room = self.usable_blocks * self.blocks.block_size
-        longest = self.config.model_config.max_model_len
-        if longest <= room:
-            return
-        if not self.scheduler.scheduler_config.enable_chunked_prefill:
-            raise ConfigError(
-                "enable_chunked_prefill", False, "prompts beyond the cache need chunked prefill; turn it on"
-            )
-        if not budgeting.budget:
-            raise ConfigError(
-                "budget",
-                0,
-                f"nothing is compressed, but max_model_len {longest} exceeds the cache of {room} tokens; "
-                "set a budget or lower --max-model-len",
-            )
-        if not budgeting.count_prompt:
-            raise ConfigError(
-                "countPrompt",
-                False,
-                f"prompts are not bounded, but max_model_len {longest} exceeds the cache of {room} tokens; "
-                "count the prompt or lower --max-model-len",
-            )
-        if room - budgeting.trigger(0) < self.blocks.block_size:
-            raise ConfigError(
-                "budget",
-                budgeting.budget,
-                f"budget + interval = {budgeting.trigger(0)} leaves no room in a cache of {room} tokens; "
-                "use a smaller budget or give the cache more memory",
-            )
-
-    def _limit_chunks(self) -> None:
-        """Where a request may be longer than the cache, no prefill chunk may overflow it."""
-        room = self.usable_blocks * self.blocks.block_size
-        if self.config.model_config.max_model_len <= room:
-            return
-        chunk = room - self.budgeting.trigger(0)
-        chunk -= chunk % self.blocks.block_size
+        chunk = chunk_limit(self.rules, *self._room())
         # Not vLLM's own long_prefill_token_threshold, which it waives for a request that prefills alone.
-        if chunk < self.chunk:
+        if chunk is not None and chunk < self.chunk:
             self.scheduler.max_num_scheduled_tokens = chunk
             self.chunk = chunk
 
@@ -188,28 +150,31 @@ class SchedulerHooks:
         if message is None:
             return
         try:
-            self._use(PolicyInForce(message.revision, message.policy, message.statistics))
+            self._use(PolicyInForce.of(message))
         except ConfigError as error:
             # Checked when it arrived; only a file that changed since can end here.
             self.link.refuse(message.revision, error.field, error.value, error.remedy, str(error))
 
     # Requests -------------------------------------------------------------------------------------
 
-    def budget_of(self, request: Any) -> int | None:
-        """A request's own budget in tokens (0: never compress), or None."""
-        params = request.sampling_params
-        extra = params.extra_args if params is not None else None
-        value = extra.get("triattn_budget") if extra else None
-        return int(value) if value is not None else None
+    def verdict(self, request: Any) -> Verdict:
+        """What the policy in force says of a request."""
+        known = self._verdicts.get(request.request_id)
+        if known is not None:
+            return known
+        tags = tags_of(request) if self.rules.rules else ()
+        return self.rules.decide(request.num_prompt_tokens, own_budget(request), request.priority, tags)
 
     def _peak(self, request_id: str) -> int | None:
+        """Most resident tokens that a request can reach; None: no bound."""
         request = self.scheduler.requests.get(request_id)
         if request is None:
             return None
-        return self.budgeting.peak(request.num_prompt_tokens, self.chunk, self.budget_of(request))
+        trigger = self.verdict(request).trigger
+        return trigger - 1 + self.chunk if trigger else None
 
     def _freed(self, request_id: str, state: Compressed | None) -> None:
-        self._triggers.pop(request_id, None)
+        self._verdicts.pop(request_id, None)
         request = self.scheduler.requests.get(request_id)
         if self.link is None or request is None or state is None:
             return
@@ -235,6 +200,7 @@ class SchedulerHooks:
         schedule = scheduler.schedule
         preempt = scheduler._preempt_request
         free_request = scheduler._free_request
+        update_from_output = scheduler.update_from_output
 
         def schedule_with_rounds(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
@@ -253,6 +219,13 @@ class SchedulerHooks:
             self.totals.tokens_generated += request.num_output_tokens
             return free_request(request, *args, **kwargs)
 
+        def update(scheduler_output: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+            report = report_of(output)
+            if report is not None:
+                self._hear(report)
+            return update_from_output(scheduler_output, output, *args, **kwargs)
+
+        scheduler.update_from_output = update
         scheduler.schedule = schedule_with_rounds
         scheduler._preempt_request = count_preemption
         scheduler._free_request = count_finish
@@ -262,26 +235,26 @@ class SchedulerHooks:
         totals = self.totals
         totals.step += 1
         self._poll_policy()
-        budgeting, compressed = self.budgeting, self.blocks.compressed
+        compressed = self.blocks.compressed
         rounds: list[RoundPlan] = []
         cut_off: list[Any] = []
         resident_total = 0
-        triggers = self._triggers
+        verdicts = self._verdicts
         for request in self.scheduler.running:
             request_id = request.request_id
             state = compressed.get(request_id)
             resident = request.num_computed_tokens - (0 if state is None else state.evicted)
             resident_total += resident
-            trigger = triggers.get(request_id)
-            if trigger is None:
-                trigger = budgeting.trigger(request.num_prompt_tokens, self.budget_of(request))
-                triggers[request_id] = trigger
-            if not trigger or resident < trigger:
+            verdict = verdicts.get(request_id)
+            if verdict is None:
+                verdict = verdicts[request_id] = self.verdict(request)
+            if not verdict.trigger or resident < verdict.trigger:
                 continue
-            if not self._can_compress:
-                self._skip(request, f"policy {self.policy.document.name!r} came without statistics")
+            if not self._can_compress[verdict.policy]:
+                name = self.policy.documents[verdict.policy].name
+                self._skip(request, f"policy {name!r} came without statistics")
                 continue
-            plan = self._plan(request, state, resident, trigger - budgeting.interval, cut_off)
+            plan = self._plan(request, state, resident, verdict, cut_off)
             if plan is not None:
                 rounds.append(plan)
         if cut_off:
@@ -298,11 +271,12 @@ class SchedulerHooks:
             self.link.emit(wire.SkipEvent(step=self.totals.step, request=request.request_id, reason=reason))
 
     def _plan(
-        self, request: Any, state: Compressed | None, resident: int, keep: int, cut_off: list[Any]
+        self, request: Any, state: Compressed | None, resident: int, verdict: Verdict, cut_off: list[Any]
     ) -> RoundPlan | None:
-        request_id, prompt_len = request.request_id, request.num_prompt_tokens
-        pin_prompt = self.budgeting.pins_prompt(prompt_len, keep)
-        pinned = max(self.budgeting.sinks, prompt_len if pin_prompt else 0)
+        request_id, prompt_len, keep = request.request_id, request.num_prompt_tokens, verdict.keep
+        budgeting = self.rules.budgetings[verdict.policy]
+        pin_prompt = budgeting.pins_prompt(prompt_len, keep)
+        pinned = max(budgeting.sinks, prompt_len if pin_prompt else 0)
         # Rows below the first eviction of a request hold the position of their own number; afterwards
         # only pinned ones surely still do, which is all that matters here: they are never overwritten.
         result = self.blocks.truncate(request_id, keep, pinned, prompt_len)
@@ -322,6 +296,7 @@ class SchedulerHooks:
             prompt_len=prompt_len,
             pin_prompt=pin_prompt,
             copies=copies,
+            policy=verdict.policy,
         )
         total = evicted + resident - keep
         self.blocks.compressed[request_id] = Compressed(total, keep, 1 if state is None else state.rounds + 1)
@@ -351,39 +326,53 @@ class SchedulerHooks:
         live = [plan for plan in rounds if plan.request_id in compressed]
         ship, self._to_ship = self._to_ship, None
         if live or ship is not None:
-            output.triattn = StepPlan(live, ship)
+            output.triattn = StepPlan(live, ship, self.totals.step, self._watched(live))
         if ship is not None and self.link is not None and ship.revision:
             self.link.ack(ship.revision, self.totals.step)
         used = self.usable_blocks - self.pool.get_num_free_blocks()
         self.totals.peak_blocks = max(self.totals.peak_blocks, used)
         if self.link is not None:
-            now = time.monotonic()
-            if now >= self._next_report or not self.scheduler.running:
-                self._next_report = now + REPORT_SECONDS
-                self.link.report(self.counters())
+            self._report(self.link)
+
+    def _watched(self, live: list[RoundPlan]) -> str | None:
+        """The request of this step's rounds that a control plane wants to see, not too often."""
+        watch = self.link.watch if self.link is not None else None
+        if watch is None or watch.kept is None or not live or time.monotonic() < self._next_picture:
+            return None
+        found = watched_round(watch.kept, (plan.request_id for plan in live))
+        if found is not None:
+            self._next_picture = time.monotonic() + PICTURE_SECONDS
+        return found
+
+    def _report(self, link: EngineLink) -> None:
+        now, idle, watch = time.monotonic(), not self.scheduler.running, link.watch
+        if now >= self._next_report or idle:
+            self._next_report = now + REPORT_SECONDS
+            link.report(self.counters())
+        # The last word of an engine that falls idle is kept by the link for whoever watches next.
+        if idle or (watch is not None and watch.requests and now >= self._next_requests):
+            self._next_requests = now + REPORT_SECONDS
+            link.report_requests(request_states(self))
+
+    def _hear(self, report: StepReport) -> None:
+        """What a worker sent back with the output of a step."""
+        self.totals.round_seconds += report.round_seconds
+        kept = report.kept
+        if kept is None or self.link is None:
+            return
+        self.link.report_kept(
+            wire.KeptReport(
+                request=kept.request_id,
+                step=kept.step,
+                computed=kept.computed,
+                resident=kept.resident,
+                layers=kept.layers,
+                kv_heads=kept.kv_heads,
+                bins=kept.bins,
+                counts=kept.counts,
+            )
+        )
 
     def counters(self) -> wire.Counters:
         """Totals since the engine started, and the present state."""
-        totals, scheduler = self.totals, self.scheduler
-        generated = totals.tokens_generated + sum(r.num_output_tokens for r in scheduler.running)
-        return wire.Counters(
-            step=totals.step,
-            running=len(scheduler.running),
-            waiting=len(scheduler.waiting),
-            resident_tokens=totals.resident,
-            peak_resident_tokens=totals.peak_resident,
-            used_blocks=self.usable_blocks - self.pool.get_num_free_blocks(),
-            peak_used_blocks=totals.peak_blocks,
-            tokens_generated=generated,
-            requests_finished=totals.finished,
-            preemptions=totals.preemptions,
-            rounds=totals.rounds,
-            tokens_evicted=totals.evicted,
-            blocks_reclaimed=totals.reclaimed,
-            rounds_skipped=totals.skipped,
-            round_batches=totals.batches,
-            plan_seconds=totals.plan_seconds,
-            round_seconds=0.0,
-            stall_seconds=totals.plan_seconds,
-            events_dropped=self.link.events_dropped if self.link is not None else 0,
-        )
+        return counters(self)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from triattn.config import ConfigError
-from triattn.engines import observe
+from triattn.engines import kept, observe
 from triattn.engines.vllm import probe
 from triattn.engines.vllm.layout import layer_caches
-from triattn.engines.vllm.policy import PolicyInForce, can_compress, load_statistics, shape_of
+from triattn.engines.vllm.policy import PolicyInForce, load_statistics, scoring_key, shape_of
+from triattn.engines.vllm.step_report import Outbox
 from triattn.ops.interface import LayerCache, RoundBatch, Rounds
 from triattn.plan import RoundPlan, cdiv
 from triattn.policies import Policy
@@ -53,6 +54,10 @@ class RankRounds:
         parallel = config.parallel_config
         size, rank = parallel.tensor_parallel_size, parallel.rank % parallel.tensor_parallel_size
         self.rank = rank
+        self.ranks = size
+        # vLLM reads the output of the first tensor-parallel rank of the last pipeline stage.
+        sends = parallel.rank == parallel.world_size - size
+        self.outbox = Outbox(device) if sends else None
         kv_heads = _share(self.geometry.kv_heads, size, rank)
         if len(kv_heads) != spec.num_kv_heads:
             raise ConfigError(
@@ -64,27 +69,37 @@ class RankRounds:
             (len(layers), len(kv_heads), blocks, self.block_size), dtype=torch.int32, device=device
         )
         self.policy: PolicyInForce | None = None
-        self._rounds: Rounds | None = None
+        self._rounds: list[Rounds | None] = []
+        """By the number of the document that they carry out."""
+        self._prepared: dict[Any, Rounds] = {}
+        """By what they were made from."""
+        self._scratch: Any = None
 
     def use(self, policy: PolicyInForce, *, warm_up: bool = False) -> None:
-        """Put a policy in force on this rank.
+        """Put a policy in force on this rank. What differs from the one before in budgets alone is kept as it is.
 
         Raises:
             ConfigError: its statistics cannot be used, or it has no kernel for this device.
         """
-        self.policy = policy
-        if not can_compress(policy):
-            self._rounds = None
-            return
-        statistics = load_statistics(policy, self.geometry)
-        if statistics is not None:
-            statistics = statistics.part(self.shape.layer_ids, _as_slice(self.query_heads))
-        compiled = Policy.of(policy.document)
-        self._rounds = self._make(compiled, statistics)
-        if warm_up:
-            self._rounds.warm_up()
+        keys = [scoring_key(policy, number) for number in range(len(policy.documents))]
+        prepared: dict[Any, Rounds] = {}
+        for key in keys:
+            if key is None or key in prepared:
+                continue
+            rounds = self._prepared.get(key)
+            if rounds is None:
+                rounds = self._make(key[0], policy.statistics if key[1] else None)
+                if warm_up:
+                    rounds.warm_up()
+            prepared[key] = rounds
+        self.policy, self._prepared = policy, prepared
+        self._rounds = [None if key is None else prepared[key] for key in keys]
 
-    def _make(self, policy: Policy, statistics: Any) -> Rounds:
+    def _make(self, policy: Policy, path: str | None) -> Rounds:
+        statistics = None
+        if path is not None:
+            statistics = load_statistics(path, self.geometry)
+            statistics = statistics.part(self.shape.layer_ids, _as_slice(self.query_heads))
         # Interpreted kernels on a CPU are for tests: correct, and thousands of times slower than torch.
         if self.device.type == "cpu" and os.environ.get("TRIATTN_ROUNDS") != "triton":
             from triattn.ops.torch_rounds import TorchRounds
@@ -92,25 +107,34 @@ class RankRounds:
             return TorchRounds(self.caches, self.positions, self.shape, policy, statistics)
         from triattn.ops.triton_rounds import TritonRounds
 
-        return TritonRounds(self.caches, self.positions, self.shape, policy, statistics)
+        rounds = TritonRounds(self.caches, self.positions, self.shape, policy, statistics)
+        # Rounds of several policies follow one another on a stream: one scratch memory does for all.
+        self._scratch = rounds.workspace = self._scratch or rounds.workspace
+        return rounds
 
     def stage(self, array: np.ndarray) -> torch.Tensor:
         """A host tensor with the array's values that a non-blocking copy may read after this returns."""
         tensor = torch.from_numpy(array.copy())
         return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
-    def run(self, staged: Sequence[StagedRound], tables: torch.Tensor | None = None) -> None:
+    def run(
+        self,
+        staged: Sequence[StagedRound],
+        tables: torch.Tensor | None = None,
+        *,
+        step: int = 0,
+        watched: str | None = None,
+    ) -> None:
         """Copy shared blocks, then score, select and compact every request, on the current stream.
 
         ``tables`` is int32 [rows, blocks] on the device; without it the block ids of each round are staged.
+        ``watched``: the request whose kept tokens are to be shown.
         """
         if not staged:
             return
-        assert self._rounds is not None, "the first step carries the policy"
+        if self.outbox is not None:
+            self.outbox.clock.start()
         plans = [item.plan for item in staged]
-        pairs = [(source, to) for plan in plans for _, source, to in plan.copies]
-        if pairs:
-            self._rounds.copy_blocks(self.stage(np.array(pairs, np.int32)).to(self.device, non_blocking=True))
         if tables is None:
             table = np.zeros((len(staged), max(len(item.block_ids) for item in staged)), np.int32)
             for index, item in enumerate(staged):
@@ -119,10 +143,40 @@ class RankRounds:
             rows: Sequence[int] = range(len(staged))
         else:
             rows = [item.row for item in staged]
-        self._rounds.run(RoundBatch.of(plans, tables, rows))
-        if observe.observers:
-            for plan, row in zip(plans, rows, strict=True):
+        self._copy_blocks(plans)
+        for number in sorted({plan.policy for plan in plans}):
+            rounds = self._rounds[number]
+            assert rounds is not None, "the scheduler plans no round of a policy that cannot compress"
+            chosen = [i for i, plan in enumerate(plans) if plan.policy == number]
+            rounds.run(RoundBatch.of([plans[i] for i in chosen], tables, [rows[i] for i in chosen]))
+        if self.outbox is not None:
+            self.outbox.clock.stop()
+        for plan, row in zip(plans, rows, strict=True):
+            if plan.request_id == watched:
+                self._show(plan, step, tables[row])
+            if observe.observers:
                 self._observe(plan, tables[row])
+
+    def _copy_blocks(self, plans: Sequence[RoundPlan]) -> None:
+        pairs = [(source, to) for plan in plans for _, source, to in plan.copies]
+        if pairs:
+            rounds = self._rounds[plans[0].policy]
+            assert rounds is not None, "as above"
+            rounds.copy_blocks(self.stage(np.array(pairs, np.int32)).to(self.device, non_blocking=True))
+
+    def _show(self, plan: RoundPlan, step: int, table: torch.Tensor) -> None:
+        """Count what a round kept. Every tensor-parallel rank takes part, in the same step."""
+        layers, total = len(self.caches), self.geometry.kv_heads
+        bins = kept.bins_of(layers, total, plan.computed)
+        counts = kept.histogram(self.positions, table, plan.keep, plan.computed, bins)
+        if self.ranks > 1:
+            from vllm.distributed import get_tp_group
+
+            counts = get_tp_group().all_gather(counts, dim=1)
+            # Fewer heads than ranks: each head is on several of them.
+            counts = counts[:, :: max(1, counts.shape[1] // total)]
+        if self.outbox is not None:
+            self.outbox.show(plan, step, counts)
 
     def _observe(self, plan: RoundPlan, table: torch.Tensor) -> None:
         blocks = table[: cdiv(plan.keep, self.block_size)].long()

@@ -1,0 +1,90 @@
+"""What a revision makes ranks prepare anew, and what is read again. No engine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from triattn import wire
+from triattn.config import preset
+from triattn.engines.vllm.policy import PolicyInForce, load_statistics, scoring_key
+from triattn.errors import ConfigError
+from triattn.statistics import Statistics
+
+STATS = Path(__file__).parents[2] / "stats" / "smollm2-135m-instruct.safetensors"
+
+
+def in_force(of: str = "triattention", statistics: str | None = str(STATS), **changes: Any) -> PolicyInForce:
+    return PolicyInForce(1, replace(preset(of), **changes), statistics, (preset("random"),))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"budget": 512},
+        {"interval": 1},
+        {"count_prompt": False},
+        {"pin": wire.Pin(prompt=False)},
+    ],
+)
+def test_integers_prepare_nothing(changes: dict[str, Any]) -> None:
+    assert scoring_key(in_force(**changes), 0) == scoring_key(in_force(), 0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"selection": "union"},
+        {"normalize": "none"},
+        {"pin": wire.Pin(window=64)},
+        {"pin": wire.Pin(sinks=0)},
+        {"terms": [wire.NormTerm()]},
+        {"terms": [wire.TrigTerm(weight=2.0), wire.NormTerm()]},
+    ],
+)
+def test_scores_do(changes: dict[str, Any]) -> None:
+    assert scoring_key(in_force(**changes), 0) != scoring_key(in_force(), 0)
+
+
+def test_statistics_count_where_they_are_read(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(STATS, copy)
+    before = scoring_key(in_force(statistics=str(copy)), 0)
+    assert before != scoring_key(in_force(), 0)
+    assert scoring_key(in_force(statistics=str(copy)), 1) == scoring_key(in_force(), 1)
+    os.utime(copy, ns=(1, 1))
+    assert before != scoring_key(in_force(statistics=str(copy)), 0)
+    assert scoring_key(in_force(statistics=None), 0) is None
+    assert scoring_key(in_force("random", statistics=None), 0) is not None
+
+
+def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "copy.safetensors"
+    shutil.copy(STATS, copy)
+    read: list[str] = []
+    load = Statistics.load
+
+    def counted(path: str) -> Statistics:
+        read.append(path)
+        return load(path)
+
+    monkeypatch.setattr(Statistics, "load", staticmethod(counted))
+    model = load(STATS).model
+    for _ in range(3):
+        load_statistics(str(copy), model)
+    assert len(read) == 1
+    os.utime(copy, ns=(1, 1))
+    load_statistics(str(copy), model)
+    assert len(read) == 2
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/nowhere/at/all", "nul\0byte", "."])
+def test_what_is_no_file_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="statistics = "):
+        load_statistics(path, Statistics.load(STATS).model)
