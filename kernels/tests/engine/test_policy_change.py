@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import pytest
 
 from .driver import Driver
@@ -89,3 +91,45 @@ def test_refused_policy_leaves_the_last_in_force() -> None:
     refusals = result.extra["refusals"]
     assert [(r.revision, r.field_) for r in refusals] == [(2, "budget"), (3, "statistics")]
     assert {r.n_keep for r in result["a"].rounds[0]} == {64}
+
+
+class Often:
+    """Sends a policy every few steps without waiting, and notes the last step that had begun."""
+
+    EVERY, LAST = 6, 96
+
+    def __init__(self) -> None:
+        self.sent: dict[int, int] = {}
+
+    def __call__(self, driver: Driver) -> None:
+        if 0 < driver.step < self.LAST and driver.step % self.EVERY == 0:
+            budget = 64 + driver.step % 4 * 8
+            revision = driver.set_policy({**document("keydiff", budget=budget), "name": f"p{driver.step}"})
+            self.sent[revision] = driver.scheduler.triattn.totals.step
+
+
+def steps_to_effect(driver: Driver) -> list[int]:
+    """Steps from sending to the first under the policy: 1 is the very next."""
+    sent = driver.scenario.on_step.sent
+    driver.wait_for(lambda: max(sent) in dict(driver.control.acks))
+    acks = dict(driver.control.acks)
+    return [acks[revision] - step for revision, step in sent.items() if revision in acks]
+
+
+def test_a_loaded_engine_changes_within_two_steps() -> None:
+    result = run(
+        Scenario(
+            "llama",
+            "v1",
+            control=document("keydiff"),
+            requests=[Request(f"r{i}", prompt(i, 40), 80) for i in range(16)],
+            on_step=Often(),
+            on_finish=steps_to_effect,
+            log_probs=False,
+            check_steps=False,
+        )
+    )
+    assert result.rounds >= 60
+    assert len(result.extra) >= 10
+    assert median(result.extra) <= 2
+    print("steps to effect:", sorted(result.extra), f"{result.seconds:.1f} s, {result.steps} steps")
