@@ -1,4 +1,4 @@
-"""A seeded random life: arrivals, aborts, priorities, budgets, preemptions, policies, shared prompts.
+"""A seeded random life: arrivals, aborts, priorities, budgets, preemptions, policies, rules, shared prompts.
 
 After every step the pool, every table and every cached block are checked; at the end every log-prob of
 every request is compared with the oracle's.
@@ -7,8 +7,11 @@ every request is compared with the oracle's.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
+
+from triattn import wire
 
 from .driver import Driver
 from .policies import document
@@ -27,6 +30,15 @@ POLICIES = [
     document("keydiff", budget=64, interval=16, pin={"window": 0, "sinks": 0}),
     document("random", budget=0),
 ]
+RULES: list[dict[str, Any]] = [
+    {},
+    {"rules": [{"name": "a", "tags": ["a"], "budget": 72}, {"name": "late", "minPriority": 2, "budget": 0}]},
+    {
+        "rules": [{"name": "ab", "tags": ["a", "b"], "policy": 1}, {"name": "b", "tags": ["b"], "policy": 0}],
+        "policies": [POLICIES[2], POLICIES[1]],
+    },
+]
+TAGS = (None, None, "a", "b", "a,b")
 
 
 class Life:
@@ -48,7 +60,13 @@ class Life:
         if draw.random() < 0.02 and driver.unfinished:
             driver.abort(draw.choice(driver.unfinished))
         if draw.random() < 0.004:
-            driver.set_policy_and_wait(draw.choice(POLICIES))
+            driver.set_policy_and_wait(draw.choice(POLICIES), **draw.choice(RULES))
+        if draw.random() < 0.01 and driver.unfinished:
+            driver.control.post(
+                wire.Watch(
+                    seconds=draw.choice((0, 1, 60)), requests=True, kept=draw.choice(driver.unfinished)
+                )
+            )
         if draw.random() < 0.002:
             driver.core.reset_prefix_cache(reset_running_requests=True)
         return True
@@ -64,6 +82,7 @@ class Life:
             draw.choice((1, 2, 10, 30, 60, 120)),
             arrive=step,
             budget=draw.choice(BUDGETS),
+            tags=draw.choice(TAGS),
             priority=draw.choice((0, 0, 1, 2)),
         )
 

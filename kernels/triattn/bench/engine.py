@@ -256,7 +256,7 @@ def compressed(bench: Bench, budget: int, arms: list[str]) -> list[dict[str, Any
     from msgspec.structs import replace
 
     from triattn.config import preset
-    from triattn.engines.vllm.policy import PolicyInForce
+    from triattn.engines.policy import PolicyInForce
 
     options, hooks = bench.options, bench.scheduler.triattn
     interval = options["interval"]
@@ -339,7 +339,7 @@ def main() -> None:
             hooks = bench.scheduler.triattn
             from msgspec.structs import replace
 
-            from triattn.engines.vllm.policy import PolicyInForce
+            from triattn.engines.policy import PolicyInForce
 
             hooks._use(
                 PolicyInForce(hooks.policy.revision + 1, replace(hooks.policy.document, budget=0), None)

@@ -14,9 +14,9 @@ from typing import Any
 
 from triattn import wire
 from triattn.config import ConfigError, Settings
+from triattn.engines.policy import PolicyInForce, check_policy, model_shape
 from triattn.engines.vllm import probe
 from triattn.engines.vllm.blocks import Compressed, GroupBlocks
-from triattn.engines.vllm.policy import PolicyInForce, check_policy, shape_of
 from triattn.engines.vllm.reports import Totals, counters, own_budget, request_states, tags_of, watched_round
 from triattn.engines.vllm.room import check_room, chunk_limit
 from triattn.engines.vllm.step_report import StepReport, report_of
@@ -59,7 +59,7 @@ class SchedulerHooks:
         self.link: EngineLink | None = None
         self._to_ship: PolicyInForce | None = None
         self._next_report = self._next_requests = self._next_picture = 0.0
-        self.shape = shape_of(self.config, self.geometry)
+        self.shape = model_shape(self.config.model_config.hf_text_config, self.geometry)
 
         first = PolicyInForce(0, settings.policy, settings.statistics) if settings.policy else None
         if settings.socket:
@@ -106,7 +106,15 @@ class SchedulerHooks:
             ConfigError: it cannot.
         """
         rules = Rules.of(policy, self.blocks.block_size)
-        check_policy(policy, rules, self.geometry, self.shape, self.config.parallel_config)
+        parallel = self.config.parallel_config
+        check_policy(
+            policy,
+            rules,
+            self.geometry,
+            self.shape,
+            tp_size=parallel.tensor_parallel_size,
+            pp_size=parallel.pipeline_parallel_size,
+        )
         check_room(
             rules,
             *self._room(),

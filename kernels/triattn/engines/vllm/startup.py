@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from triattn.config import ConfigError, Settings
+from triattn.engines.policy import PolicyInForce
 from triattn.engines.vllm import probe
-from triattn.engines.vllm.policy import PolicyInForce
 
 
 def initialize_kv_caches(

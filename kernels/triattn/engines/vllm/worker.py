@@ -12,9 +12,9 @@ import torch
 
 from triattn.config import ConfigError
 from triattn.engines import kept, observe
+from triattn.engines.policy import PolicyInForce, heads_of, load_statistics, model_shape, scoring_key
 from triattn.engines.vllm import probe
 from triattn.engines.vllm.layout import layer_caches
-from triattn.engines.vllm.policy import PolicyInForce, load_statistics, scoring_key, shape_of
 from triattn.engines.vllm.step_report import Outbox
 from triattn.ops.interface import LayerCache, RoundBatch, Rounds
 from triattn.plan import RoundPlan, cdiv
@@ -58,13 +58,15 @@ class RankRounds:
         # vLLM reads the output of the first tensor-parallel rank of the last pipeline stage.
         sends = parallel.rank == parallel.world_size - size
         self.outbox = Outbox(device) if sends else None
-        kv_heads = _share(self.geometry.kv_heads, size, rank)
+        kv_heads = heads_of(self.geometry.kv_heads, size, rank)
         if len(kv_heads) != spec.num_kv_heads:
             raise ConfigError(
                 "num_kv_heads", spec.num_kv_heads, f"expected {len(kv_heads)} on rank {rank} of {size}"
             )
-        self.query_heads = _share(self.geometry.query_heads, size, rank)
-        self.shape = shape_of(config, self.geometry, layers, kv_heads, self.query_heads)
+        self.query_heads = heads_of(self.geometry.query_heads, size, rank)
+        self.shape = model_shape(
+            config.model_config.hf_text_config, self.geometry, layers, kv_heads, self.query_heads
+        )
         self.positions = torch.zeros(
             (len(layers), len(kv_heads), blocks, self.block_size), dtype=torch.int32, device=device
         )
@@ -217,14 +219,6 @@ def prepare(worker: Any, policy: PolicyInForce) -> None:
             "model_runner", type(worker.model_runner).__name__, "triattn is not installed in this worker"
         )
     state.rounds.use(policy, warm_up=True)
-
-
-def _share(heads: int, size: int, rank: int) -> list[int]:
-    """Global indices of the heads on one tensor-parallel rank; fewer heads than ranks are replicated."""
-    if heads >= size:
-        each = heads // size
-        return list(range(rank * each, (rank + 1) * each))
-    return [rank * heads // size]
 
 
 def _as_slice(indices: Sequence[int]) -> slice:

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from triattn import wire
 from triattn.config import preset
-from triattn.engines.vllm.policy import PolicyInForce, load_statistics, scoring_key
+from triattn.engines.policy import PolicyInForce, load_statistics, scoring_key
 from triattn.errors import ConfigError
 from triattn.statistics import Statistics
 
