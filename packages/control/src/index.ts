@@ -14,6 +14,18 @@ export { createCurveKeys } from "./curve.ts";
 export type { DropKind } from "./drops.ts";
 export * from "./errors.ts";
 export { checkHttp, type HttpOptions } from "./http/options.ts";
+export {
+  type AllowedEngine,
+  addEngine,
+  createKeyDirectory,
+  defaultKeyDirectory,
+  engineKeyVariables,
+  type KeyDirectory,
+  readCurve,
+  readEngineKeys,
+  readKeyDirectory,
+  revokeEngine,
+} from "./keys.ts";
 export { checkPolicy, parsePolicy, preset } from "./policy.ts";
 export type { PolicyContent, PolicyRevision } from "./policy-store.ts";
 export type { ReferenceSettings } from "./reference-env.ts";

@@ -30,6 +30,11 @@ export const commands: readonly CommandEntry[] = [
     load: async () => (await import("./plan.ts")).planCommand(),
   },
   {
+    name: "keys",
+    summary: "keys for engines that reach the control plane over TCP",
+    load: async () => (await import("./keys.ts")).keysCommand(),
+  },
+  {
     name: "demo",
     summary: "full KV against compressed, side by side, on this machine",
     load: async () => (await import("./demo.ts")).demoCommand(),

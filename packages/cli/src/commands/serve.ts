@@ -18,6 +18,8 @@ interface Flags {
   python?: string;
   dashboard?: boolean | string;
   dashboardToken?: string;
+  listen?: string;
+  keys?: string;
   logLevel?: LogLevel;
   logJson?: boolean;
   dryRun?: boolean;
@@ -71,6 +73,11 @@ export function serveCommand(): Command {
       "--dashboard-token <file>",
       "the token that they ask for (or TRIATTN_HTTP_TOKEN); needed where other machines reach them",
     )
+    .option(
+      "--listen <address>",
+      "where engines reach the control plane: tcp://host:port with keys, or ipc:///path (default: a socket of its own)",
+    )
+    .option("--keys <directory>", "keys of `triattn keys`, for tcp (default: where that puts them)")
     .addOption(
       new Option("--log-level <level>", "what the control plane logs").choices(LOG_LEVELS).default("warn"),
     )
@@ -90,6 +97,8 @@ export function serveCommand(): Command {
         engineFlags,
         dashboard: flags.dashboard,
         dashboardToken: flags.dashboardToken,
+        listen: flags.listen,
+        keys: flags.keys,
       });
       if (flags.dryRun) {
         process.stdout.write(`${flags.json ? toJson(describe(plan)) : explain(plan)}\n`);

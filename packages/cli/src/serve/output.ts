@@ -29,6 +29,7 @@ export function describe(plan: ServePlan): Record<string, unknown> {
     rules: plan.rules,
     statistics: plan.statistics,
     warnings: plan.warnings,
+    listen: plan.link?.endpoint ?? null,
     dashboard:
       plan.http === undefined
         ? null

@@ -8,11 +8,12 @@ import { pluginDirectory } from "../package.ts";
 import { type DashboardOptions, readDashboard } from "./dashboard.ts";
 import { engineVariables } from "./environment.ts";
 import { type EngineFlags, readEngineFlags, urlOf } from "./flags.ts";
+import { type LinkOptions, type LinkPlan, readLink } from "./link.ts";
 import { checkBudget, type ResolvedPolicy, resolvePolicy } from "./policy.ts";
 import { checkPort, freePort } from "./port.ts";
 import { type EngineEnvironment, findEngine } from "./python.ts";
 
-export interface ServeOptions extends DashboardOptions {
+export interface ServeOptions extends DashboardOptions, LinkOptions {
   /** A model directory, or a name on the Hugging Face hub. */
   readonly model: string;
   /** A preset's name, a JSON file (a document, or `{"policy": …, "rules": […]}`), or a document. Default: `TRIATTN_POLICY`, `TRIATTN_RUNTIME_*`, or `triattention`. */
@@ -51,6 +52,8 @@ export interface ServePlan extends ResolvedPolicy {
   readonly graceMs: number;
   /** How the control plane serves HTTP; undefined when it does not. */
   readonly http: HttpOptions | undefined;
+  /** Where the control plane listens for engines; undefined: a socket of its own. */
+  readonly link: LinkPlan | undefined;
 }
 
 const NO_PAGE = "the dashboard's page is not built here: only the HTTP API and metrics are served";
@@ -97,6 +100,7 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
     throw new ConfigError("model", "", "a model directory, or a name on the Hugging Face hub");
   const given = readEngineFlags(options.engineFlags ?? []);
   const http = readDashboard(options, environment);
+  const link = readLink(options, environment);
   const resolved = resolvePolicy(options, environment);
   const engine = await findEngine(options.python, environment);
   checkBudget(resolved, blockSize(given, engine));
@@ -109,6 +113,7 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
     ...resolved,
     warnings: [...resolved.warnings, ...(http && http.dashboardDirectory === undefined ? [NO_PAGE] : [])],
     http,
+    link,
     model: options.model,
     backend,
     engine,

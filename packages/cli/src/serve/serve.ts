@@ -5,6 +5,7 @@ import { type EngineDied, EnvironmentError, onDisk } from "../errors.ts";
 import { type EngineExit, EngineProcess, type EngineState, type Stream } from "./engine-process.ts";
 import { withVariables } from "./environment.ts";
 import { waitUntilHealthy } from "./health.ts";
+import { reachable } from "./link.ts";
 import { createLogger } from "./logger.ts";
 import { prepare, type ServeOptions, type ServePlan } from "./prepare.ts";
 
@@ -59,6 +60,8 @@ export async function start(plan: ServePlan, options: StartOptions = {}): Promis
       statistics: plan.statistics,
       logger: options.logger ?? createLogger(),
       ...(plan.http === undefined ? {} : { http: plan.http }),
+      ...(plan.link === undefined ? {} : { endpoint: plan.link.endpoint }),
+      ...(plan.link?.curve === undefined ? {} : { curve: plan.link.curve }),
     }),
   );
   let engine: EngineProcess;
@@ -69,7 +72,8 @@ export async function start(plan: ServePlan, options: StartOptions = {}): Promis
         args: plan.args,
         environment: withVariables(plan.environment, {
           ...plan.variables,
-          TRIATTN_SOCKET: controlPlane.endpoint,
+          ...plan.link?.secrets,
+          TRIATTN_SOCKET: reachable(controlPlane.endpoint),
         }),
         graceMs: plan.graceMs,
       },
