@@ -17,6 +17,7 @@ const WIDEST = 110;
 const chapters: readonly (readonly [title: string, file: RegExp])[] = [
   ["Serving a model", /cli\/src\/(serve|errors|package|version)/],
   ["Control plane", /control\/src\/(control-plane|types|watches|curve|http\/)/],
+  ["Tasks with exact traces", /cli\/src\/eval\//],
   ["Policies, rules and requests", /control\/src\/(builders|policy|rules|request-options|reference)/],
   ["Documents and messages", /protocol\/src\/(?!http)/],
   ["HTTP API", /protocol\/src\/http/],

@@ -26,6 +26,8 @@ export type {
   Rule,
 } from "@triattn/protocol";
 export { EngineDied, EnvironmentError } from "./errors.ts";
+export { type Draw, drawTrace, traceTask, traceTasks } from "./eval/tasks/index.ts";
+export { gradeTrace, type Split, type Trace, type TraceGrade, type TraceTask } from "./eval/tasks/trace.ts";
 export { version } from "./package.ts";
 export type { DashboardOptions } from "./serve/dashboard.ts";
 export type { EngineExit, EngineState, Stream } from "./serve/engine-process.ts";

@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { ConfigError } from "@triattn/control";
+import { presets } from "@triattn/protocol";
 import { Command, Option } from "commander";
 import { NotCompressed, onDisk } from "../errors.ts";
 import { controls, type Keep, makeArms, type PinMode, readBudget, readRatio } from "../eval/arms.ts";
@@ -47,6 +48,9 @@ export interface EvalFlags {
   json?: boolean;
 }
 
+/** The preset made for this, where this version has it. */
+const DEFAULT_POLICY = Object.hasOwn(presets, "auto") ? "auto" : "triattention";
+
 export function evalCommand(): Command {
   const command = new Command("eval")
     // Options after a subcommand's name are its own.
@@ -60,7 +64,11 @@ export function evalCommand(): Command {
       "a model directory, a name on the Hugging Face hub, or tiny: the model that comes along",
     )
     .argument("[engine flags...]", "after --: flags of the engine, passed through untouched")
-    .option("--policy <names>", `presets or JSON files, by commas; ${controls.join(", ")} always run`, "auto")
+    .option(
+      "--policy <names>",
+      `presets or JSON files, by commas; ${controls.join(", ")} always run`,
+      DEFAULT_POLICY,
+    )
     .option(
       "--keep <parts>",
       "what is kept of the generated tokens, the prompt besides: 1/4,1/8 (default: 1/8)",

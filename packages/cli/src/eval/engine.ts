@@ -68,6 +68,8 @@ function engineFlags(options: EngineOptions, cpu: boolean): string[] {
     ...["--port", "0", "--host", "127.0.0.1", "--served-model-name", SERVED],
     // An arm must not find what another one computed.
     "--no-enable-prefix-caching",
+    // Nor a model its own idea of sampling.
+    ...["--generation-config", "vllm"],
     ...["--max-num-seqs", String(concurrency)],
     ...(longest === null ? [] : ["--max-model-len", String(longest)]),
     // A round fires between chunks: one interval each, as while decoding.

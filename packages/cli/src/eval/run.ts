@@ -1,3 +1,4 @@
+import { PolicyRefused } from "@triattn/control";
 import { NotCompressed } from "../errors.ts";
 import { type Arm, budgetOf, checkBudgetOf } from "./arms.ts";
 import type { EvalEngine } from "./engine.ts";
@@ -51,30 +52,53 @@ export async function run(options: RunOptions): Promise<{ engine: EvalEngine["de
     if (tasks.length === 0) continue;
     const first = options.arms[0];
     if (first === undefined) throw new Error("there is no arm to run");
-    const engine = await options.start(profile, first);
+    const engines = new Engines((arm) => options.start(profile, arm), await options.start(profile, first));
     try {
-      description = engine.description;
-      await runProfile(options, engine, tasks, profile === "score" ? 1 : options.concurrency);
+      description = engines.current.description;
+      await runProfile(options, engines, tasks, profile === "score" ? 1 : options.concurrency);
     } finally {
-      await engine.stop();
+      await engines.current.stop();
     }
   }
   return { engine: description };
 }
 
+/** The engine that runs now; another one where a policy cannot be put in force while one runs. */
+class Engines {
+  current: EvalEngine;
+  readonly #start: (first: Arm) => Promise<EvalEngine>;
+
+  constructor(start: (first: Arm) => Promise<EvalEngine>, current: EvalEngine) {
+    this.#start = start;
+    this.current = current;
+  }
+
+  /** Throws PolicyRefused when an engine that starts with the policy refuses it as well. */
+  async use(arm: Arm): Promise<EvalEngine> {
+    try {
+      await this.current.use(arm);
+    } catch (error) {
+      if (!(error instanceof PolicyRefused)) throw error;
+      await this.current.stop();
+      this.current = await this.#start(arm);
+    }
+    return this.current;
+  }
+}
+
 async function runProfile(
   options: RunOptions,
-  engine: EvalEngine,
+  engines: Engines,
   tasks: readonly Task[],
   concurrency: number,
 ): Promise<void> {
   const { arms, rows, progress } = options;
   const all = new Map<Task, readonly Item[]>();
   for (const task of tasks) {
-    const items = await task.items(engine.tokenizer);
+    const items = await task.items(engines.current.tokenizer);
     all.set(task, items);
     for (const arm of arms) {
-      for (const item of items) checkBudgetOf(arm, item.sizes, engine.blockSize, task.name);
+      for (const item of items) checkBudgetOf(arm, item.sizes, engines.current.blockSize, task.name);
     }
   }
   // Replies of the full arm, where a task compares with them.
@@ -84,7 +108,7 @@ async function runProfile(
   for (const arm of arms) {
     if (tasks.every((task) => left(arm, task).length === 0 && !(arm.keep === null && task.needsFull)))
       continue;
-    await engine.use(arm);
+    const engine = await engines.use(arm);
     for (const task of tasks) {
       // A run that goes on asks the full arm again for what it still compares with.
       const again = arm.keep === null && task.needsFull && arms.some((other) => left(other, task).length > 0);

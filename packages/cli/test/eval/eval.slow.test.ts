@@ -156,6 +156,34 @@ test("an arm that compresses nothing is an error: exit code 5", async () => {
   expect([lazy.code, lazy.stderr]).toEqual([5, expect.stringMatching(/random did not compress grammar/)]);
 }, 60_000);
 
+test("texts: the full arm is asked again for what a resumed run compares with", async () => {
+  using directory = new TemporaryDirectory();
+  const text = directory.write("text.txt", "abcdefghij".repeat(40));
+  const rows = join(directory.path, "rows.jsonl");
+  const flags = [
+    "--tasks",
+    "fidelity",
+    "--text",
+    text,
+    "--text-length",
+    "200",
+    "--limit",
+    "2",
+    "--interval",
+    "16",
+  ];
+  const sizes = ["--window", "8", "--json"];
+  const died = await evaluate(directory, "dies:6", ...flags, ...sizes, "--out", rows);
+  expect(died.code).toBe(4);
+  const { code, stdout } = await evaluate(directory, "", ...flags, ...sizes, "--resume", rows);
+  expect(code).toBe(0);
+  const { fidelity } = JSON.parse(stdout.trimEnd().split("\n").at(-1) ?? "").tasks;
+  for (const arm of ["full", "random", "streaming", "keydiff"]) {
+    expect(fidelity[arm]).toMatchObject({ exact: 2, total: 2, figures: { agreement: 1, kl: 0, nll: 1 } });
+  }
+  expect(fidelity.keydiff.rounds).toBeGreaterThan(0);
+}, 60_000);
+
 test("one clear line for each mistake, before any engine starts", async () => {
   using directory = new TemporaryDirectory();
   const there = directory.write("there.jsonl", "{}\n");
