@@ -1,0 +1,58 @@
+/**
+ * Makes docs/screenshots from the page over a simulated engine: `pnpm run screenshots:dashboard [DIRECTORY]`.
+ * Exits with 3 where there is no Chromium.
+ */
+import { mkdirSync } from "node:fs";
+import { dirname, join } from "node:path";
+import type { Page } from "playwright-core";
+import { buildPage, isBuilt } from "../build.ts";
+import { Browser, findChromium, type PageOptions } from "./browser.ts";
+import { startFake } from "./fake/server.ts";
+
+const directory = process.argv[2] ?? join(dirname(dirname(dirname(import.meta.dirname))), "docs", "screenshots");
+const executable = findChromium();
+if (executable === undefined) {
+  process.stderr.write("no Chromium: install one, or name it by TRIATTN_CHROMIUM\n");
+  process.exit(3);
+}
+if (!isBuilt()) await buildPage();
+mkdirSync(directory, { recursive: true });
+
+async function shoot(name: string, options: PageOptions, prepare: (page: Page) => Promise<void>): Promise<void> {
+  const fake = await startFake({ requests: 340, past: 640, everyMs: 500 });
+  const browser = await Browser.open(executable ?? "", options);
+  try {
+    const page = await browser.page();
+    await page.goto(fake.url);
+    await page.locator(".pill.good").first().waitFor();
+    await prepare(page);
+    await page.screenshot({ path: join(directory, `${name}.png`) });
+    process.stdout.write(`${join(directory, `${name}.png`)}\n`);
+  } finally {
+    await browser.close();
+    await fake.close();
+  }
+}
+
+const overview = async (page: Page) => {
+  await page.waitForTimeout(2500);
+};
+const request = async (page: Page) => {
+  await page.getByRole("link", { name: /^Requests/ }).click();
+  await page.locator(".line").nth(2).click();
+  await page.locator(".map-frame canvas").waitFor();
+  await page.waitForTimeout(1500);
+};
+const policy = async (page: Page) => {
+  await page.getByRole("link", { name: "Policy" }).click();
+  await page.getByLabel(/^KV budget/).fill("1024");
+  await page.getByText("✓ Valid").waitFor();
+  await page.waitForTimeout(500);
+};
+for (const dark of [true, false]) {
+  const theme = dark ? "dark" : "light";
+  await shoot(`overview-${theme}`, { dark }, overview);
+  await shoot(`request-${theme}`, { dark }, request);
+  await shoot(`policy-${theme}`, { dark }, policy);
+}
+await shoot("phone-dark", { dark: true, width: 390, height: 844 }, overview);
