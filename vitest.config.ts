@@ -10,9 +10,24 @@ export default defineConfig({
         test: {
           name: "unit",
           include: ["packages/*/test/**/*.test.ts", "test/**/*.test.ts", "scripts/test/**/*.test.ts"],
-          exclude: ["**/node_modules/**", "**/*.engine.test.ts", "test/package/**", ...slow],
+          exclude: [
+            "**/node_modules/**",
+            "**/*.engine.test.ts",
+            "**/*.browser.test.ts",
+            "test/package/**",
+            ...slow,
+          ],
           testTimeout: 20_000,
           maxWorkers: 2,
+        },
+      },
+      {
+        // The dashboard in a real Chromium; skipped, visibly, where there is none.
+        test: {
+          name: "browser",
+          include: ["packages/dashboard/test/**/*.browser.test.ts"],
+          testTimeout: 60_000,
+          maxWorkers: 1,
         },
       },
       {

@@ -2,6 +2,7 @@ import type { ApiKept } from "@triattn/protocol";
 
 /** What a round kept: shares by row (layer and KV head) and slice of positions. */
 export interface HeatMap {
+  readonly layers: number;
   readonly rows: number;
   readonly bins: number;
   /** Tokens of a slice kept over tokens in it, [rows, bins], 0 … 1; NaN where a slice holds no position. */
@@ -56,7 +57,15 @@ export function heatMap(kept: ApiKept, by: HeatMapBy): HeatMap {
     by === "heads"
       ? `layer ${Math.floor(row / kvHeads)}, KV head ${row % kvHeads}`
       : `layer ${row}, mean over its ${kvHeads} KV heads`;
-  return { rows, bins, shares, counts, edges, labels: Array.from({ length: rows }, (_, row) => label(row)) };
+  return {
+    layers,
+    rows,
+    bins,
+    shares,
+    counts,
+    edges,
+    labels: Array.from({ length: rows }, (_, row) => label(row)),
+  };
 }
 
 /** A coarse table of the map for readers who cannot see it: the share kept in `slices` equal parts of the positions. */
@@ -89,9 +98,9 @@ const STOPS: readonly (readonly [number, number, number])[] = [
   [255, 233, 69],
 ];
 
-/** The colour of a share, 0 … 1. */
+/** The colour of a share, 0 … 1; by its square root, since most of what there is lies near 0. */
 export function colour(share: number): readonly [number, number, number] {
-  const at = Math.min(1, Math.max(0, share)) * (STOPS.length - 1);
+  const at = Math.sqrt(Math.min(1, Math.max(0, share))) * (STOPS.length - 1);
   const low = STOPS[Math.floor(at)] ?? [0, 0, 0];
   const high = STOPS[Math.ceil(at)] ?? low;
   const part = at - Math.floor(at);

@@ -30,7 +30,7 @@ export function parseJson(text: string): Parsed {
     const plain = message
       .replace(/ in JSON at position.*$/s, "")
       .replace(/, ?"?\.{3}.*$/s, "")
-      .replace(/, "[^]*" is not valid JSON$/, "");
+      .replace(/, "[\s\S]*" is not valid JSON$/, "");
     return { message: plain, line: lineOf(text, place) };
   }
 }

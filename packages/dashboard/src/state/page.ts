@@ -2,7 +2,7 @@ import { effect, signal } from "@preact/signals";
 import { Connection } from "../api/connection.ts";
 import { keyOf } from "../lib/requests.ts";
 import { formatRoute, parseRoute, type Route } from "../lib/route.ts";
-import { connection, kept, take } from "./store.ts";
+import { carryOn, connection, kept, take } from "./store.ts";
 
 export type Theme = "system" | "light" | "dark";
 
@@ -59,6 +59,7 @@ export function start(): void {
   });
   setInterval(() => {
     now.value = Date.now();
+    carryOn();
   }, 1000);
   // A tab that slept has a stream that nobody answers any more.
   document.addEventListener("visibilitychange", () => {

@@ -9,6 +9,9 @@ import { Telemetry } from "./telemetry.ts";
 const MOST_EVENTS = 5000;
 /** Data older than this is marked as stale. */
 export const STALE_MS = 5000;
+const CARRY_MS = 2000;
+/** When the newest state came, in ms. */
+let stateReceived = 0;
 
 export const connection = signal<ConnectionStatus>({ phase: "connecting", reason: null, retryAt: null });
 export const state = signal<ApiState | null>(null);
@@ -72,7 +75,18 @@ function takeState(next: ApiState): void {
     reports.value = left;
   }
   state.value = next;
+  stateReceived = Date.now();
   telemetry.add(next, fullByEngine());
+  samples.value += 1;
+}
+
+/** An idle engine's state does not change and is not sent: the charts go on with the one that there is. */
+export function carryOn(): void {
+  const last = state.value;
+  const since = Date.now() - stateReceived;
+  if (last === null || connection.value.phase !== "live" || since < CARRY_MS) return;
+  const time = new Date(Date.parse(last.time) + Date.now() - stateReceived).toISOString();
+  telemetry.add({ ...last, time }, fullByEngine());
   samples.value += 1;
 }
 

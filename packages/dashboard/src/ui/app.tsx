@@ -17,9 +17,9 @@ export function App() {
   return (
     <div class="page">
       <div>
-        <a class="skip" href="#main" onClick={skip}>
+        <button type="button" class="skip" onClick={skip}>
           Skip to the content
-        </a>
+        </button>
         <Header />
       </div>
       <Banner />
@@ -38,8 +38,6 @@ export function App() {
   );
 }
 
-/** The address is the page's own route: it must not become #main. */
-function skip(event: Event): void {
-  event.preventDefault();
+function skip(): void {
   document.getElementById("main")?.focus();
 }

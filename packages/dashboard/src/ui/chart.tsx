@@ -112,7 +112,6 @@ export function Chart(props: ChartProps) {
           {cursor !== null && at >= 0 ? clock((history.times[at] ?? 0) * 1000) : "last 10 min"}
         </span>
       </header>
-      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: arrow keys move its cursor */}
       <div
         ref={ref}
         class="plot"

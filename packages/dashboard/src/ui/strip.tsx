@@ -91,10 +91,10 @@ function PolicyMetric() {
   const policy = state.value?.policy;
   if (policy == null) return <Metric label="Policy" value="–" />;
   const { budget, name } = policy.policy;
-  const rules = policy.rules.length === 0 ? "" : `, ${plural(policy.rules.length, "rule")}`;
+  const rules = policy.rules.length === 0 ? "" : ` · ${plural(policy.rules.length, "rule")}`;
   return (
     <Metric label={`Policy ${name}`} value={budget === 0 ? "off" : full(budget)} title={`Policy ${name}`}>
-      budget, revision {policy.revision}
+      budget · rev. {policy.revision}
       {rules}
     </Metric>
   );

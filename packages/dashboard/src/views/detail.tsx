@@ -48,8 +48,7 @@ export function Detail({ engineId, request }: DetailProps) {
           </button>
         </div>
       </header>
-      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must by the keyboard as well */}
-      <div class="detail-body" tabIndex={0} role="region" aria-label="Details of the request">
+      <section class="detail-body" tabIndex={0} aria-label="Details of the request">
         {shown === undefined ? (
           <p class="muted">
             This request is not reported: it has finished, or its engine reports no requests.
@@ -61,7 +60,7 @@ export function Detail({ engineId, request }: DetailProps) {
         <KeptView
           report={report !== null && keyOf(report.engineId, report.request) === key ? report : null}
         />
-      </div>
+      </section>
     </section>
   );
 }

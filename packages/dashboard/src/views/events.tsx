@@ -135,7 +135,6 @@ export function RecentEvents() {
       {recent.length === 0 ? (
         <p class="empty">Nothing has happened yet.</p>
       ) : (
-        // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must by the keyboard as well
         <ol tabIndex={0} aria-label="Recent events, newest first">
           {recent.map((event) => (
             <li key={keyOf(event)}>

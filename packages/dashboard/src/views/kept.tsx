@@ -3,7 +3,8 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { full, percent, toNumber } from "../lib/format.ts";
 import { coarse, colour, type HeatMap, type HeatMapBy, heatMap, pixels } from "../lib/heatmap.ts";
 
-const HEIGHT = 260;
+/** Of the map, in pixels; with a row for each head there are often more rows than that. */
+const HEIGHT = 222;
 const SLICES = 8;
 
 /** What the newest round of the chosen request kept, by layer and KV head over the positions. */
@@ -100,7 +101,11 @@ function MapView({ map }: { readonly map: HeatMap }) {
   const shown = cell === null ? null : within(cell);
   return (
     <div class="map">
-      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: arrow keys move its cursor */}
+      <div class="map-rows muted small" aria-hidden="true">
+        {layerMarks(map).map((layer) => (
+          <span key={layer}>{layer}</span>
+        ))}
+      </div>
       <div
         class="map-frame"
         role="application"
@@ -113,7 +118,7 @@ function MapView({ map }: { readonly map: HeatMap }) {
         onMouseMove={(event) => setCell(at(event))}
         onMouseLeave={() => setCell(null)}
       >
-        <canvas ref={canvas} aria-hidden="true" />
+        <canvas ref={canvas} class={map.rows <= HEIGHT ? "crisp" : undefined} aria-hidden="true" />
         {shown !== null && (
           <span
             class="map-cursor"
@@ -128,7 +133,7 @@ function MapView({ map }: { readonly map: HeatMap }) {
       </div>
       <div class="map-axis muted small" aria-hidden="true">
         <span>0</span>
-        <span>position</span>
+        <span>position, by layer</span>
         <span>{full(length)}</span>
       </div>
       <div class="map-foot small">
@@ -151,21 +156,26 @@ function describe(map: HeatMap, { row, bin }: Cell): string {
   return `${map.labels[row]}, ${where}: ${kept} of ${to - from + 1} kept`;
 }
 
+/** First, middle and last layer, at the map's side. */
+function layerMarks({ layers }: HeatMap): string[] {
+  return [...new Set([0, Math.floor((layers - 1) / 2), layers - 1])].map(String);
+}
+
 function Scale() {
   const canvas = useRef<HTMLCanvasElement>(null);
   useEffect(() => {
     const context = canvas.current?.getContext("2d");
     if (context == null) return;
     for (let i = 0; i < 64; i++) {
-      context.fillStyle = `rgb(${colour(i / 63).join(" ")})`;
+      context.fillStyle = `rgb(${colour((i / 63) ** 2).join(" ")})`;
       context.fillRect(i, 0, 1, 1);
     }
   }, []);
   return (
     <span class="scale">
-      <span>none kept</span>
+      <span>0</span>
       <canvas ref={canvas} width="64" height="1" aria-hidden="true" />
-      <span>all</span>
+      <span>all kept; the middle is a quarter</span>
     </span>
   );
 }
@@ -174,8 +184,7 @@ function CoarseTable({ map }: { readonly map: HeatMap }) {
   const length = map.edges.at(-1) ?? 0;
   const edge = (i: number) => full(Math.round((i * length) / SLICES));
   return (
-    // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must by the keyboard as well
-    <div class="scroll" tabIndex={0} role="region" aria-label="Share of tokens kept, as a table">
+    <section class="scroll" tabIndex={0} aria-label="Share of tokens kept, as a table">
       <table class="plain">
         <caption class="sr-only">Share of the tokens kept, by part of the positions</caption>
         <thead>
@@ -199,6 +208,6 @@ function CoarseTable({ map }: { readonly map: HeatMap }) {
           ))}
         </tbody>
       </table>
-    </div>
+    </section>
   );
 }

@@ -28,7 +28,6 @@ export function Editor() {
     <div class="code">
       <div ref={gutter} class="gutter" aria-hidden="true">
         {Array.from({ length: lines }, (_, i) => (
-          // biome-ignore lint/suspicious/noArrayIndexKey: a line is its number
           <span key={i} class={i + 1 === wrong ? "wrong" : undefined}>
             {i + 1}
           </span>
@@ -37,7 +36,6 @@ export function Editor() {
       <div class="code-area">
         <pre ref={layer} aria-hidden="true">
           {tokens(value).map(({ kind, text: piece }, i) => (
-            // biome-ignore lint/suspicious/noArrayIndexKey: pieces have no other name
             <span key={i} class={`t-${kind}`}>
               {piece}
             </span>

@@ -101,16 +101,13 @@ export function Changes() {
       {changed === 0 ? (
         <p class="muted small pad">The draft is what revision {from?.revision ?? "–"} says.</p>
       ) : (
-        // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must by the keyboard as well
-        <div class="diff" tabIndex={0} role="region" aria-label="Lines that change">
+        <section class="diff" tabIndex={0} aria-label="Lines that change">
           {lines.map((line, i) =>
             line === null ? (
-              // biome-ignore lint/suspicious/noArrayIndexKey: a line is its place
               <div key={i} class="skipped" aria-hidden="true">
                 ⋯
               </div>
             ) : (
-              // biome-ignore lint/suspicious/noArrayIndexKey: a line is its place
               <div key={i} class={line.kind}>
                 <span aria-hidden="true">{{ same: " ", added: "+", removed: "−" }[line.kind]}</span>
                 {line.kind !== "same" && <span class="sr-only">{line.kind}: </span>}
@@ -118,7 +115,7 @@ export function Changes() {
               </div>
             ),
           )}
-        </div>
+        </section>
       )}
     </section>
   );

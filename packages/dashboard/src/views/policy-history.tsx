@@ -47,8 +47,7 @@ export function PolicyHistory() {
         <h2 id="history-title">History</h2>
       </header>
       {failed !== null && <p class="problem pad">{failed}</p>}
-      {/* biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must by the keyboard as well */}
-      <div class="scroll" tabIndex={0} role="region" aria-label="Policies that were in force">
+      <section class="scroll" tabIndex={0} aria-label="Policies that were in force">
         <table class="plain">
           <thead>
             <tr>
@@ -102,7 +101,7 @@ export function PolicyHistory() {
             ))}
           </tbody>
         </table>
-      </div>
+      </section>
       {asked !== null && (
         <ConfirmRollback
           policy={asked}

@@ -19,7 +19,7 @@ export function Timeline({ rounds, row }: TimelineProps) {
         <span class="muted small">
           {rounds.length === 0
             ? "none seen since this page was opened"
-            : `the last ${full(rounds.length)} seen, over the logical length`}
+            : `${full(rounds.length)} seen; resident tokens over the logical length`}
         </span>
         <button
           type="button"
@@ -35,20 +35,24 @@ export function Timeline({ rounds, row }: TimelineProps) {
   );
 }
 
-const HEIGHT = 150;
+const HEIGHT = 124;
+/** Rounds drawn at once: more of them cannot be told apart. */
+const MOST_DRAWN = 32;
 const LEFT = 40;
 const BOTTOM = 20;
 const TOP = 8;
 
 function Drawing({ rounds, row }: TimelineProps) {
   const [ref, { width }] = useSize<HTMLDivElement>();
-  const corners = sawtooth(rounds, row);
+  const corners = sawtooth(rounds.slice(-MOST_DRAWN), row);
   const first = corners[0]?.computed ?? 0;
   const end = Math.max(row?.computed ?? 0, corners.at(-1)?.computed ?? 0, first + 1);
   const budget = row?.budget ?? rounds.at(-1)?.budget ?? 0;
   const highest = Math.max(budget, ...corners.map(({ resident }) => resident), 1);
   // Full KV runs out of the picture when it is far above: what rounds do is what is to be seen.
-  const top = Math.min(end, highest * 1.6);
+  const step = niceStep(Math.min(end, highest * 1.35) / 3);
+  const top = Math.ceil(Math.min(end, highest * 1.2) / step) * step;
+  const marks = Array.from({ length: Math.round(top / step) + 1 }, (_, i) => i * step);
   const x = (tokens: number) => LEFT + ((tokens - first) / (end - first)) * Math.max(1, width - LEFT - 8);
   const y = (tokens: number) => HEIGHT - BOTTOM - (tokens / top) * (HEIGHT - BOTTOM - TOP);
   const line = corners.map(({ computed, resident }) => `${x(computed)},${y(resident)}`).join(" ");
@@ -63,11 +67,11 @@ function Drawing({ rounds, row }: TimelineProps) {
     <div ref={ref} class="timeline">
       {width > 0 && (
         <svg width={width} height={HEIGHT} role="img" aria-label={label}>
-          {[0, 0.5, 1].map((part) => (
-            <g key={part}>
-              <path class="gridline" d={`M${LEFT} ${y(top * part)}H${width - 8}`} />
-              <text class="tick" x={LEFT - 6} y={y(top * part) + 4} text-anchor="end">
-                {compact(Math.round(top * part))}
+          {marks.map((mark) => (
+            <g key={mark}>
+              <path class="gridline" d={`M${LEFT} ${y(mark)}H${width - 8}`} />
+              <text class="tick" x={LEFT - 6} y={y(mark) + 4} text-anchor="end">
+                {compact(mark)}
               </text>
             </g>
           ))}
@@ -96,10 +100,15 @@ function Drawing({ rounds, row }: TimelineProps) {
   );
 }
 
+/** 1, 2 or 5 times a power of ten, at least `least`. */
+function niceStep(least: number): number {
+  const power = 10 ** Math.floor(Math.log10(Math.max(1, least)));
+  return ([1, 2, 5, 10].find((n) => n * power >= least) ?? 10) * power;
+}
+
 function RoundTable({ rounds }: { readonly rounds: readonly Round[] }) {
   return (
-    // biome-ignore lint/a11y/noNoninteractiveTabindex: it scrolls, and must by the keyboard as well
-    <div class="scroll" tabIndex={0} role="region" aria-label="Rounds of this request">
+    <section class="scroll" tabIndex={0} aria-label="Rounds of this request">
       <table class="plain">
         <thead>
           <tr>
@@ -128,6 +137,6 @@ function RoundTable({ rounds }: { readonly rounds: readonly Round[] }) {
           ))}
         </tbody>
       </table>
-    </div>
+    </section>
   );
 }

@@ -118,7 +118,7 @@ export async function startFake(options: FakeOptions): Promise<FakeServer> {
     simulation.watched = query.get("kept")?.split("/").slice(1).join("/") ?? null;
     flushEvents();
     for (; past > 0; past -= 4) {
-      simulation.advance(4);
+      for (let i = 0; i < 8; i++) simulation.advance(0.5);
       if (stream.requests) send(response, "requests", requests());
       send(response, "state", state());
       flushEvents();
@@ -160,9 +160,10 @@ export async function startFake(options: FakeOptions): Promise<FakeServer> {
       case "POST /api/policy/preview": {
         const { policy, rules = simulation.policy.rules } = body as ApiPolicyRequest;
         const document = parse(policy);
+        const { revision: _, since: __, ...now } = simulation.policy;
         return {
           document,
-          changes: changes(simulation.policy.policy, document),
+          changes: changes(now, { policy: document, statistics: now.statistics, rules }),
           engines: [simulation.effect(document, rules)],
         };
       }

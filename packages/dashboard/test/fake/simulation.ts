@@ -325,7 +325,7 @@ export class Simulation {
       rounds: request.rounds,
     });
     this.#counters.requestsFinished = Number(this.#counters.requestsFinished) + 1;
-    return this.#arrive(false);
+    return Object.assign(this.#arrive(false), { state: "waiting", computed: 0, resident: 0 });
   }
 
   #count(): void {
