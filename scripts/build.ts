@@ -1,11 +1,12 @@
 /**
  * Builds the npm package `triattn` in packages/cli/dist/npm, from where `npm pack` and `npm publish` take it:
- * the command line and the Node API in one bundle, the Python package with its entry point, and the statistics.
+ * the command line and the Node API in one bundle, the dashboard, the Python package with its entry point, and the statistics.
  */
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { build } from "tsdown";
 import { writeDistInfo } from "../packages/cli/src/package.ts";
+import { buildPage } from "../packages/dashboard/build.ts";
 import { root } from "./setup/paths.ts";
 
 const cli = join(root, "packages", "cli");
@@ -46,7 +47,7 @@ function manifest(): Manifest {
       ".": { types: "./dist/index.d.ts", default: "./dist/index.js" },
       "./package.json": "./package.json",
     },
-    files: ["dist", "python", "stats", "tiny-reasoner"],
+    files: ["dist", "dashboard", "python", "stats", "tiny-reasoner"],
     dependencies: dependencies(),
     // Large, and only for one task of `triattn eval`, which says how to get it.
     peerDependencies: { [MATH]: read(cli).devDependencies?.[MATH] ?? "*" },
@@ -72,6 +73,7 @@ export async function buildPackage(): Promise<string> {
     dts: { tsconfig: join(root, "tsconfig.build.json") },
     logLevel: "warn",
   });
+  await buildPage(join(target, "dashboard"));
   const python = join(target, "python");
   cpSync(join(root, "kernels", "triattn"), join(python, "triattn"), {
     recursive: true,

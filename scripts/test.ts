@@ -86,7 +86,8 @@ function stages(): Stage[] {
     pytest(`engine-${name}`, name, ["kernels/tests/sglang_engine"]),
   );
   const packaging = vitest("package", "package", { TRIATTN_TEST_PYTHON: pythonOf(newest) });
-  return [...lint, ...units, packaging, ...engines, ...second];
+  const browser = vitest("browser", "browser");
+  return [...lint, ...units, browser, packaging, ...engines, ...second];
 }
 
 function table(results: readonly Result[]): void {

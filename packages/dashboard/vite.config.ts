@@ -1,3 +1,4 @@
+import { presets } from "@triattn/protocol";
 import { defineConfig } from "vite";
 
 export default defineConfig({
@@ -5,6 +6,8 @@ export default defineConfig({
   // The page works under any path.
   base: "./",
   logLevel: "warn",
+  // Their names only: the rest comes from the control plane.
+  define: { PRESET_NAMES: JSON.stringify(Object.keys(presets)) },
   build: {
     outDir: "dist/page",
     emptyOutDir: true,

@@ -1,6 +1,10 @@
+import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { promisify } from "node:util";
 import { ConfigError, checkHttp, type HttpOptions } from "@triattn/control";
-import { dashboardDirectory } from "../package.ts";
+import { EnvironmentError } from "../errors.ts";
+import { cloneRoot, dashboardDirectory } from "../package.ts";
 
 export interface DashboardOptions {
   /**
@@ -31,9 +35,25 @@ export function readDashboard(
   const given: HttpOptions =
     typeof dashboard === "object" ? dashboard : dashboard === true ? {} : readAddress(dashboard);
   const token = given.token ?? readToken(dashboardToken, environment);
-  const options = { dashboardDirectory: dashboardDirectory(), ...given, token };
+  const options = { ...given, token };
   checkHttp(options);
   return options;
+}
+
+/** The page's directory: as it came with the package, or built now, in a clone. Throws EnvironmentError. */
+export async function builtDashboard(): Promise<string | undefined> {
+  if (cloneRoot === undefined) return dashboardDirectory();
+  const script = join(cloneRoot, "packages", "dashboard", "build.ts");
+  try {
+    await promisify(execFile)(process.execPath, ["--import", "tsx", script, "--if-needed"], {
+      cwd: cloneRoot,
+    });
+  } catch (cause) {
+    const output = String((cause as { stderr?: unknown }).stderr ?? cause).trim();
+    const remedy = `install the clone's packages (npx -y pnpm@12 install), then pnpm run build:dashboard:\n${output.slice(-2000)}`;
+    throw new EnvironmentError("--dashboard", "the page cannot be built", remedy, { cause });
+  }
+  return dashboardDirectory();
 }
 
 function readAddress(text: string): { host?: string; port?: number } {

@@ -5,7 +5,7 @@ import { ConfigError, type HttpOptions } from "@triattn/control";
 import type { PolicyInput, Rule } from "@triattn/protocol";
 import { EnvironmentError, onDisk } from "../errors.ts";
 import { pluginDirectory } from "../package.ts";
-import { type DashboardOptions, readDashboard } from "./dashboard.ts";
+import { builtDashboard, type DashboardOptions, readDashboard } from "./dashboard.ts";
 import { engineVariables } from "./environment.ts";
 import { type EngineFlags, readEngineFlags, urlOf } from "./flags.ts";
 import { type LinkOptions, type LinkPlan, readLink } from "./link.ts";
@@ -99,7 +99,7 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
   if (options.model === "")
     throw new ConfigError("model", "", "a model directory, or a name on the Hugging Face hub");
   const given = readEngineFlags(options.engineFlags ?? []);
-  const http = readDashboard(options, environment);
+  const asked = readDashboard(options, environment);
   const link = readLink(options, environment);
   const resolved = resolvePolicy(options, environment);
   const engine = await findEngine(options.python, environment);
@@ -107,6 +107,10 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
   await checkDisk();
   const flags = given.port === 0 ? { ...given, port: await freePort() } : given;
   await checkPort(flags);
+  const http = asked && {
+    ...asked,
+    dashboardDirectory: asked.dashboardDirectory ?? (await builtDashboard()),
+  };
   const plugin = await pluginDirectory();
   const { policy, statistics } = resolved;
   return {

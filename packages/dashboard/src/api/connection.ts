@@ -1,5 +1,5 @@
 import type { ApiStream } from "@triattn/protocol";
-import { SseParser } from "../lib/sse.ts";
+import { createParser } from "eventsource-parser";
 import { authorization, refused } from "./token.ts";
 
 export type Phase = "connecting" | "live" | "reconnecting" | "unauthorized";
@@ -92,10 +92,12 @@ export class Connection {
       if (!response.ok || response.body === null) {
         throw new Error(`the control plane answered ${response.status}`);
       }
-      const parser = new SseParser(({ event, data, id }) => {
-        if (id !== undefined) this.#lastId = id;
-        const kind = KINDS.find((one) => one === event);
-        if (kind !== undefined) this.#handlers.message(kind, JSON.parse(data));
+      const parser = createParser({
+        onEvent: ({ event, data, id }) => {
+          if (id !== undefined) this.#lastId = id;
+          const kind = KINDS.find((one) => one === event);
+          if (kind !== undefined) this.#handlers.message(kind, JSON.parse(data));
+        },
       });
       const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
       for (;;) {
@@ -105,7 +107,7 @@ export class Connection {
         this.#attempt = 0;
         if (!this.#live) this.#say("live", null, null);
         this.#live = true;
-        parser.push(value);
+        parser.feed(value);
       }
     } catch (error) {
       if (signal.aborted) return;

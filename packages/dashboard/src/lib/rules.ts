@@ -1,12 +1,17 @@
 import type { PresetName, Rule } from "@triattn/protocol";
 
-/** The presets, and what each keeps, as the picker says it. */
-export const PRESETS: Readonly<Record<PresetName, string>> = {
+/** What presets keep, as the picker says it. */
+export const PRESETS: Readonly<Partial<Record<PresetName, string>>> = {
   triattention: "keys that future queries are expected to attend to",
   blend: "triattention and keydiff, added",
   keydiff: "keys unlike the others",
   random: "the prompt and a random sample",
   streaming: "the first and the most recent tokens",
+  knorm: "short keys",
+  superseded: "what no later token repeats",
+  vase: "values of the largest range, the rest at random",
+  "triattention-redundancy": "triattention, less what later values repeat",
+  segments: "triattention, with quotas of eight segments",
 };
 
 /** A rule as the form holds it: text in every field. */

@@ -1,4 +1,4 @@
-import { emptyRule, PRESETS, type RuleDraft } from "../lib/rules.ts";
+import { emptyRule, type RuleDraft } from "../lib/rules.ts";
 import { rules } from "../state/draft.ts";
 import { announcement } from "../state/page.ts";
 import { Close, Down, Plus, Up } from "../ui/icons.tsx";
@@ -68,7 +68,7 @@ export function Rules() {
                   >
                     <option value="">the policy itself</option>
                     {rule.document !== undefined && <option value="own">a document of its own</option>}
-                    {Object.keys(PRESETS).map((name) => (
+                    {PRESET_NAMES.map((name) => (
                       <option key={name}>{name}</option>
                     ))}
                   </select>

@@ -1,3 +1,4 @@
+import type { PresetName } from "@triattn/protocol";
 import { useEffect, useState } from "preact/hooks";
 import { api } from "../api/client.ts";
 import { full, plural, toNumber } from "../lib/format.ts";
@@ -195,7 +196,7 @@ function Verdict() {
 function PresetPicker({ onProblem }: { readonly onProblem: (problem: Problem) => void }) {
   const choose = async (event: Event) => {
     const select = event.currentTarget as HTMLSelectElement;
-    const name = select.value as keyof typeof PRESETS;
+    const name = select.value as PresetName;
     select.value = "";
     try {
       const { document } = await api.preview({ policy: name });
@@ -215,9 +216,9 @@ function PresetPicker({ onProblem }: { readonly onProblem: (problem: Problem) =>
   return (
     <select class="select preset" aria-label="Start from a preset" onChange={(event) => void choose(event)}>
       <option value="">From a preset …</option>
-      {Object.entries(PRESETS).map(([name, what]) => (
+      {PRESET_NAMES.map((name) => (
         <option key={name} value={name}>
-          {name}: {what}
+          {PRESETS[name] === undefined ? name : `${name}: ${PRESETS[name]}`}
         </option>
       ))}
     </select>

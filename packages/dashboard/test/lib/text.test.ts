@@ -5,7 +5,6 @@ import { compact, percent, rate, seconds } from "../../src/lib/format.ts";
 import { lineOfPath, parseJson, tokens } from "../../src/lib/json.ts";
 import { formatRoute, parseRoute } from "../../src/lib/route.ts";
 import { fromRules, toRules } from "../../src/lib/rules.ts";
-import { type ServerEvent, SseParser } from "../../src/lib/sse.ts";
 
 test("numbers are short and never lie about zero", () => {
   expect([0, 9999, 12_345, 999_600, 1.25e6, 3e12].map(compact)).toEqual([
@@ -20,25 +19,6 @@ test("numbers are short and never lie about zero", () => {
   expect([0, 0.0002, 0.042, 0.87, 1].map(percent)).toEqual(["0 %", "<0.1 %", "4.2 %", "87 %", "100 %"]);
   expect([0.4, 12, 200, 7500].map(seconds)).toEqual(["0.4 s", "12 s", "3 min 20 s", "2 h 5 min"]);
   expect([compact(Number.NaN), rate(Number.NaN), percent(Number.NaN)]).toEqual(["–", "–", "–"]);
-});
-
-test("server-sent events are read the same however the text is cut", () => {
-  const text =
-    ': hello\n\nevent: state\ndata: {"a":1}\r\n\r\nid: 7\rdata: x\rdata: y\r\rdata: z\n\nevent: gone\n\n';
-  const wanted = [
-    { event: "state", data: '{"a":1}', id: undefined },
-    { event: "message", data: "x\ny", id: "7" },
-    { event: "message", data: "z", id: "7" },
-  ];
-  fc.assert(
-    fc.property(fc.array(fc.nat(text.length), { maxLength: 12 }), (cuts) => {
-      const seen: ServerEvent[] = [];
-      const parser = new SseParser((event) => seen.push(event));
-      const at = [0, ...cuts.sort((a, b) => a - b), text.length];
-      for (let i = 1; i < at.length; i++) parser.push(text.slice(at[i - 1], at[i]));
-      expect(seen).toEqual(wanted);
-    }),
-  );
 });
 
 test("a diff says how to get from one text to the other, in the fewest lines", () => {
