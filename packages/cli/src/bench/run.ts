@@ -1,8 +1,16 @@
 import { spawn } from "node:child_process";
+import { delimiter } from "node:path";
 import { createInterface } from "node:readline";
 import { EngineDied } from "../errors.ts";
+import { pluginDirectory } from "../package.ts";
 
 const TAIL = 30;
+
+/** An environment in which Python finds the modules of triattn. */
+export async function moduleEnvironment(environment: NodeJS.ProcessEnv): Promise<NodeJS.ProcessEnv> {
+  const path = [await pluginDirectory(), environment.PYTHONPATH].filter(Boolean).join(delimiter);
+  return { ...environment, PYTHONPATH: path, PYTHONUNBUFFERED: "1" };
+}
 
 /**
  * Runs a Python module that prints its result as the last line of standard output; the parsed result.

@@ -1,15 +1,17 @@
-import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { delimiter, join } from "node:path";
+import { join } from "node:path";
 import { ConfigError } from "@triattn/control";
 import { Command } from "commander";
 import { plot } from "../bench/plot.ts";
 import { merge, table } from "../bench/report.ts";
-import { runModule } from "../bench/run.ts";
+import { moduleEnvironment, runModule } from "../bench/run.ts";
+import { save } from "../bench/save.ts";
 import { Measurement, type Report } from "../bench/schema.ts";
 import { onDisk } from "../errors.ts";
-import { pluginDirectory } from "../package.ts";
 import { findEngine } from "../serve/python.ts";
+import { kernelsBench } from "./bench-kernels.ts";
+import { loadBench } from "./bench-load.ts";
 import { withHelp } from "./help.ts";
 import { wholeNumber } from "./serve.ts";
 
@@ -51,22 +53,8 @@ function extraEngineArguments(text: string | undefined): Record<string, unknown>
   );
 }
 
-/** Writes the report and its plot beside it, each whole or not at all. */
-async function save(path: string, report: Report): Promise<void> {
-  const files = {
-    [path]: `${JSON.stringify(report, null, 2)}\n`,
-    [`${path.replace(/\.json$/, "")}.svg`]: plot(report),
-  };
-  for (const [file, text] of Object.entries(files)) {
-    await onDisk(file, () => {
-      writeFileSync(`${file}.part`, text);
-      renameSync(`${file}.part`, file);
-    });
-  }
-}
-
 async function finish(report: Report, flags: { out?: string; json?: boolean }): Promise<void> {
-  if (flags.out !== undefined) await save(flags.out, report);
+  if (flags.out !== undefined) await save(flags.out, report, plot(report));
   process.stdout.write(`${flags.json ? JSON.stringify(report) : table(report)}\n`);
 }
 
@@ -98,8 +86,7 @@ function engineBench(): Command {
     .option("--json", "print the report as one line of JSON")
     .action(async (flags: EngineFlags) => {
       const { python } = await findEngine(flags.python);
-      const path = [await pluginDirectory(), process.env.PYTHONPATH].filter(Boolean).join(delimiter);
-      const environment = { ...process.env, PYTHONPATH: path, PYTHONUNBUFFERED: "1" };
+      const environment = await moduleEnvironment(process.env);
       const scratch = await onDisk(tmpdir(), () => mkdtempSync(join(tmpdir(), "triattn-bench-")));
       const options = {
         model: flags.model,
@@ -182,9 +169,14 @@ export function benchCommand(): Command {
   const command = new Command("bench")
     .description("Measure throughput with and without triattn, side by side.")
     .addCommand(engineBench())
-    .addCommand(mergeBench());
+    .addCommand(mergeBench())
+    .addCommand(kernelsBench())
+    .addCommand(loadBench());
   return withHelp(command, {
     codes: [2, 3, 4, 5],
-    examples: ["triattn bench engine --model qwen3-8b --budget 2048 --out bench.json"],
+    examples: [
+      "triattn bench engine --model qwen3-8b --budget 2048 --out bench.json",
+      "triattn bench load http://127.0.0.1:8000 --requests 64 --concurrency 16",
+    ],
   });
 }

@@ -1,9 +1,7 @@
-import { delimiter } from "node:path";
 import { localModelDirectory } from "@triattn/control";
 import { z } from "zod";
-import { runModule } from "../bench/run.ts";
+import { moduleEnvironment, runModule } from "../bench/run.ts";
 import { EngineDied } from "../errors.ts";
-import { pluginDirectory } from "../package.ts";
 import { reasons } from "../serve/output.ts";
 import { type EngineEnvironment, findEngine } from "../serve/python.ts";
 import { bad, checked, type Finding, fromError, ok, warn } from "./finding.ts";
@@ -66,7 +64,6 @@ async function examine(
   python: string,
   { model, engineFlags, environment }: EngineOptions,
 ): Promise<Examined> {
-  const path = [await pluginDirectory(), environment.PYTHONPATH].filter(Boolean).join(delimiter);
   const local = model === undefined ? null : localModelDirectory(model, environment);
   const asked = { engine: "vllm", model: local, flags: engineFlags };
   // Its log is long, and what matters in it comes back as an outcome.
@@ -77,7 +74,7 @@ async function examine(
         python,
         "triattn.doctor",
         [JSON.stringify(asked)],
-        { ...environment, PYTHONPATH: path },
+        await moduleEnvironment(environment),
         log,
       ),
     );
