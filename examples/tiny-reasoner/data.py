@@ -16,17 +16,15 @@ from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 EOS, PAD = 1, 0
-BUFFER = 512
-"""Items that are sorted by length together, so that a batch holds few tokens of padding."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt and of its trace, the end token included."""
+    """Token ids, a byte each, of a prompt and of its trace, the end token included."""
 
     task: str
-    prompt: list[int]
-    trace: list[int]
+    prompt: bytes
+    trace: bytes
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.trace)
@@ -46,21 +44,26 @@ def write_tokenizer(node: str, directory: Path) -> None:
     subprocess.run([*command(node), "eval", "tokenizer", str(directory)], check=True, cwd=ROOT)
 
 
-def read_ids(tokenizer: Path) -> dict[str, int]:
-    """Token ids by character, from a tokenizer.json."""
-    return json.loads(tokenizer.read_text())["model"]["vocab"]
+def read_ids(tokenizer: Path) -> bytes:
+    """Token ids by character, as a table for `bytes.translate`, from a tokenizer.json."""
+    vocabulary = json.loads(tokenizer.read_text())["model"]["vocab"]
+    table = bytearray(256)
+    for token, number in vocabulary.items():
+        if len(token) == 1:
+            table[ord(token)] = number
+    return bytes(table)
 
 
-def parse(line: str, ids: dict[str, int]) -> Example:
+def parse(line: str, ids: bytes) -> Example:
     """One line that the generator wrote."""
     item = json.loads(line)
-    prompt, trace = ([ids[c] for c in item[name]] for name in ("prompt", "expected"))
-    return Example(item["task"], prompt, [*trace, EOS])
+    prompt, trace = (item[name].encode("latin-1").translate(ids) for name in ("prompt", "expected"))
+    return Example(item["task"], prompt, trace + bytes([EOS]))
 
 
 def generated(
     node: str,
-    ids: dict[str, int],
+    ids: bytes,
     *,
     length: str,
     split: str,
@@ -85,7 +88,7 @@ def generated(
         process.wait()
 
 
-def stored(paths: list[Path], ids: dict[str, int], least: int, most: int) -> Iterator[Example]:
+def stored(paths: list[Path], ids: bytes, least: int, most: int) -> Iterator[Example]:
     """Items of files (JSON lines, `.xz` or plain) with traces of `least` to `most` tokens, over and over."""
     while True:
         found = False
@@ -100,7 +103,7 @@ def stored(paths: list[Path], ids: dict[str, int], least: int, most: int) -> Ite
             raise RuntimeError(f"no item of {least} to {most} tokens in {', '.join(map(str, paths))}")
 
 
-def ahead(sources: list[Iterator[Example]], depth: int = 4 * BUFFER) -> Iterator[Example]:
+def ahead(sources: list[Iterator[Example]], depth: int = 2048) -> Iterator[Example]:
     """Items of several sources, read by threads of their own."""
     items: queue.Queue[Example | BaseException] = queue.Queue(depth)
     stop = threading.Event()
@@ -140,7 +143,7 @@ def to_batch(examples: list[Example], width: int) -> tuple[Tensor, Tensor]:
     inputs = torch.full((len(examples), width), PAD)
     targets = torch.full((len(examples), width), -100)
     for row, example in enumerate(examples):
-        ids = torch.tensor(example.prompt + example.trace)
+        ids = torch.frombuffer(bytearray(example.prompt + example.trace), dtype=torch.uint8).long()
         inputs[row, : len(ids) - 1] = ids[:-1]
         first = len(example.prompt) - 1
         targets[row, first : len(ids) - 1] = ids[first + 1 :]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import Example, ahead, batches, generated, read_ids, stored, to_batch, write_tokenizer
+from data import Example, ahead, batches, generated, parse, read_ids, stored, to_batch, write_tokenizer
 from figure import draw
 from model import SHAPES, TinyReasoner, export
 
@@ -35,7 +35,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("out", type=Path, help="directory of the model")
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    parser.add_argument("--steps", type=int, default=16000, help="optimizer steps of the whole training")
+    parser.add_argument("--steps", type=int, default=12000, help="optimizer steps of the whole training")
     parser.add_argument(
         "--minutes", type=float, default=28.0, help="stop this run after so long; --resume goes on"
     )
@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--data", type=Path, nargs="*", default=[], help="files of items instead of generators"
     )
+    parser.add_argument("--held-out", type=Path, help="with --data: file of held-out items to check")
     parser.add_argument("--check-every", type=int, default=1000, help="steps between held-out checks")
     parser.add_argument("--check-items", type=int, default=16, help="held-out items of each task and length")
     parser.add_argument("--resume", action="store_true", help="go on with the checkpoint beside OUT")
@@ -71,9 +72,7 @@ def stage(part: float, longest: int) -> tuple[int, int]:
     return min(least, longest), min(most, longest)
 
 
-def source(
-    args: argparse.Namespace, ids: dict[str, int], number: int, lengths: tuple[int, int]
-) -> Iterator[Example]:
+def source(args: argparse.Namespace, ids: bytes, number: int, lengths: tuple[int, int]) -> Iterator[Example]:
     """Endless items of a stage, new ones in every stage and run."""
     least, most = lengths
     if args.data:
@@ -104,11 +103,17 @@ def autocast(device: str) -> contextlib.AbstractContextManager:
     return torch.autocast("cuda", torch.bfloat16) if device.startswith("cuda") else contextlib.nullcontext()
 
 
-def held_out_items(args: argparse.Namespace, ids: dict[str, int]) -> list[tuple[int, Example]]:
-    """Items of the split that `triattn eval` uses, of another seed than its own."""
+def held_out_items(args: argparse.Namespace, ids: bytes) -> list[tuple[int, Example]]:
+    """Items of the split that `triattn eval` uses, of another seed than its own, with the length asked for."""
+    lengths = [n for n in CHECK_LENGTHS if n <= args.longest] or [args.longest]
+    if args.data:
+        if args.held_out is None:
+            return []
+        examples = [parse(line, ids) for line in args.held_out.read_text().splitlines()]
+        return [(next((n for n in lengths if len(e.trace) <= n), lengths[-1]), e) for e in examples]
     items = []
     tasks = 4 if args.tasks == "all" else len(args.tasks.split(","))
-    for length in [n for n in CHECK_LENGTHS if n <= args.longest] or [args.longest]:
+    for length in lengths:
         options = {"split": "heldout", "seed": 999, "count": args.check_items * tasks, "task": args.tasks}
         items += [(length, item) for item in generated(args.node, ids, length=str(length), **options)]
     return items

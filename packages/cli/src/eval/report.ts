@@ -141,6 +141,30 @@ function fit(rows: readonly (readonly string[])[]): string[] {
   );
 }
 
+/** What the intervals tell, losses first: arms that are worse or better than full KV or than random eviction. */
+export function findings(report: EvalReport): string[] {
+  const found: Record<"WORSE" | "BETTER", string[]> = { WORSE: [], BETTER: [] };
+  for (const [task, results] of Object.entries(report.tasks)) {
+    const first = report.measures[task]?.[0];
+    if (first === undefined) continue;
+    for (const [label, { versusFull, versusRandom }] of Object.entries(results)) {
+      for (const [other, comparison] of [
+        ["full KV", versusFull],
+        ["random eviction", versusRandom],
+      ] as const) {
+        if (comparison === null) continue;
+        const word = verdict(comparison, first.better);
+        if (word !== "WORSE" && word !== "BETTER") continue;
+        const { difference, ci95 } = comparison;
+        found[word].push(
+          `${word} than ${other}: ${label} on ${task}, ${first.name} ${difference > 0 ? "+" : ""}${number(difference)} (${interval(ci95)})`,
+        );
+      }
+    }
+  }
+  return [...found.WORSE, ...found.BETTER];
+}
+
 /** The report for people: a table a task, and beside each arm whether it is better or worse. */
 export function table(report: EvalReport): string {
   const { engine, model } = report;
@@ -191,5 +215,5 @@ export function table(report: EvalReport): string {
       ...published,
     );
   }
-  return parts.join("\n");
+  return [...parts, "", ...findings(report)].join("\n").trimEnd();
 }

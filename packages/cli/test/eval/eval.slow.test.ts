@@ -97,6 +97,8 @@ test("arms and tasks through an engine; controls always run; one JSON object at 
   ]);
   const table = readFileSync(join(report, "report.txt"), "utf8");
   expect(table).toMatch(/^random .* WORSE$/m);
+  expect(table).toMatch(/^WORSE than full KV: random on recall, exact -1 \(-1–-1\)$/m);
+  expect(table).toMatch(/^BETTER than random eviction: keydiff on grammar, exact \+1 \(1–1\)$/m);
   expect(table).toMatch(/^keydiff .* same .* BETTER$/m);
 }, 60_000);
 

@@ -112,7 +112,7 @@ test("dfs: the states are those of a recursive search, cut off after as many ste
           return undefined;
         };
         const path = stopped([l[1] as string]);
-        return `=${path?.at(-1)}|${path?.join("")}|${visited.join("")}`;
+        return `=${path?.at(-1)}|${path?.toReversed().join("")}|${visited.join("")}`;
       });
     expect(trace.expected.split("\n").filter((l) => l.startsWith("="))).toEqual(states);
   }
@@ -124,11 +124,11 @@ test.each(["passcode", "recall"])("%s: the answer is read off sums over the prom
     const [ringText = "", ...lines] = promptLines(trace);
     const ring = [...ringText.matchAll(/[a-z](\d)/g)].map(([, digit]) => Number(digit));
     const steps = Number(lines.find((l) => l.startsWith("#"))?.slice(1));
-    const sumBefore = (at: number) =>
-      Array.from({ length: steps - at }, (_, i) => ring[i % ring.length] ?? 0).reduce((a, b) => a + b, 0);
+    const sumAfter = (at: number) =>
+      Array.from({ length: steps - at + 1 }, (_, i) => ring[i % ring.length] ?? 0).reduce((a, b) => a + b, 0);
     const values = new Map<string, number>();
     for (const [, at = "", keys = ""] of trace.prompt.matchAll(/@(\d{3})((?:[A-Z]\d)+)/g)) {
-      let sum = sumBefore(Number(at));
+      let sum = sumAfter(Number(at));
       for (const [, key = "", digit = ""] of keys.matchAll(/([A-Z])(\d)/g)) {
         sum += Number(digit);
         values.set(key, sum % 10);

@@ -17,10 +17,16 @@ export interface SearchState {
 
 /**
  * Each step visits the smallest neighbour not visited yet, or goes back where there is none. Its line: steps left
- * (two digits), node, then each neighbour looked at with `-` (visited) or `+` (taken), or `<` and the node below.
- * Ends early when the start has nothing left to visit.
+ * (two digits), node, then each neighbour looked at with `-` (visited) or the search's `mark` (taken), or `<` and the
+ * node below. So a node followed by the mark is one that this search has visited. Ends early when the start has
+ * nothing left to visit.
  */
-export function search(graph: Graph, start: string, steps: number): { lines: string[]; state: SearchState } {
+export function search(
+  graph: Graph,
+  start: string,
+  steps: number,
+  mark: string,
+): { lines: string[]; state: SearchState } {
   const stack = [start];
   const visited = [start];
   const seen = new Set(visited);
@@ -31,7 +37,7 @@ export function search(graph: Graph, start: string, steps: number): { lines: str
     const neighbours = graph.get(node) ?? [];
     const next = neighbours.find((neighbour) => !seen.has(neighbour));
     for (const neighbour of neighbours) {
-      line += neighbour + (neighbour === next ? "+" : "-");
+      line += neighbour + (neighbour === next ? mark : "-");
       if (neighbour === next) break;
     }
     if (next !== undefined) {
@@ -67,8 +73,9 @@ function connected(random: Random, nodes: number, degree: number): Graph {
   return new Map(names.map((name) => [name, [...(edges.get(name) ?? [])].sort()]));
 }
 
+/** Current node, the stack from top to bottom, the visited nodes in order. */
 const shown = ({ current, stack, visited }: SearchState) =>
-  `=${current}|${stack.join("")}|${visited.join("")}\n`;
+  `=${current}|${stack.toReversed().join("")}|${visited.join("")}\n`;
 
 function draft(random: Random, length: number): Draft {
   const nodes = Math.min(MOST_NODES, Math.max(4, Math.floor(length / 22), random.whole(16, MOST_NODES)));
@@ -81,13 +88,14 @@ function draft(random: Random, length: number): Draft {
   // One for the end token.
   for (let left = length - 1; ; ) {
     const start = random.pick(names);
-    let steps = Math.min(MOST_STEPS, random.whole(Math.ceil(names.length / 2), 2 * (names.length - 1)));
+    let steps = Math.min(MOST_STEPS, random.whole(names.length, 2 * (names.length - 1)));
     let text = "";
     let state: SearchState | undefined;
     // The last search is cut to what is left.
     for (; steps > 0; steps--) {
-      const found = search(graph, start, steps);
-      const head = `#${start}${String(steps).padStart(2, "0")}\n`;
+      const mark = String(queries.length % 10);
+      const found = search(graph, start, steps, mark);
+      const head = `#${start}${mark}${String(steps).padStart(2, "0")}\n`;
       text = head + found.lines.join("") + shown(found.state);
       state = found.state;
       if (text.length <= left) break;

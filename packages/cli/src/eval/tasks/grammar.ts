@@ -14,8 +14,14 @@ interface Rule {
   readonly depth: number;
 }
 
+/** A digit takes a line; a rule one to enter it, its own, and one to come back. */
+function linesOf(item: string, rules: ReadonlyMap<string, Rule>): number {
+  const below = rules.get(item);
+  return below === undefined ? 1 : 2 + below.lines;
+}
+
 function lineCount(items: readonly string[], rules: ReadonlyMap<string, Rule>): number {
-  return items.reduce((sum, item) => sum + 1 + (rules.get(item)?.lines ?? 0), 0);
+  return items.reduce((sum, item) => sum + linesOf(item, rules), 0);
 }
 
 function rule(symbol: string, items: readonly string[], rules: ReadonlyMap<string, Rule>): Rule {
@@ -42,12 +48,12 @@ function attempt(random: Random, lines: number): Rule[] | undefined {
   let left = lines;
   const top: string[] = [];
   while (top.length < MOST_ITEMS && left > 0) {
-    const fitting = [...rules.values()].filter((r) => r.lines + 1 <= left && r.depth < MOST_DEPTH);
+    const fitting = [...rules.values()].filter((r) => r.lines + 2 <= left && r.depth < MOST_DEPTH);
     fitting.sort((a, b) => b.lines - a.lines);
     const item =
       fitting.length === 0 || random.next() < 0.15 ? digit() : random.pick(fitting.slice(0, 3)).symbol;
     top.push(item);
-    left -= 1 + (rules.get(item)?.lines ?? 0);
+    left -= linesOf(item, rules);
   }
   if (left > lines * 0.1) return undefined;
   const first = rule(take(), random.shuffle(top), rules);
@@ -64,7 +70,7 @@ function attempt(random: Random, lines: number): Rule[] | undefined {
   return [first, ...[...rules.values()].filter((r) => used.has(r.symbol))];
 }
 
-/** Evaluates a grammar, one line an item: depth, rule, position, item, running sum modulo 10. */
+/** Evaluates a grammar, one line an item: depth, rule, position, item, running sum modulo 10; `<`: back from a rule. */
 export function evaluate(
   start: string,
   rules: ReadonlyMap<string, readonly string[]>,
@@ -76,7 +82,10 @@ export function evaluate(
       const below = rules.has(item);
       if (!below) value = (value + Number(item)) % 10;
       lines.push(`${depth}${symbol}${position}${item}${value}\n`);
-      if (below) walk(item, depth + 1);
+      if (!below) continue;
+      walk(item, depth + 1);
+      // So that one line never has to leave several rules at once.
+      lines.push(`${depth}${symbol}${position}<${value}\n`);
     }
   };
   walk(start, 0);

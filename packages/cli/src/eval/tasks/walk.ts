@@ -5,7 +5,7 @@ const RING = [..."abcdefghijklmnopqrstuvwxyz"];
 const KEYS = [..."ABCDEFGHIJKLMNOPQRSTUVWXYZ"];
 const LINE = 7;
 
-/** Something to derive, write down and remember, when the walk's counter stands at `at`. */
+/** Something to derive, write down and remember, after the line whose counter is `at`. */
 interface Event {
   readonly at: number;
   /** Keys and the digits added for them. */
@@ -16,8 +16,8 @@ const three = (value: number) => String(value).padStart(3, "0");
 
 /**
  * A long walk round a ring of digits with its running sum modulo 10, one line a step: counter (three digits), letter,
- * digit, sum. At an event's counter a line `*` comes first: for each key its digit, and the sum of the walk and of
- * the digits so far. Only whoever was there knows these sums: they are in no prompt. At the end they are asked for.
+ * digit, sum. After the line of an event's counter comes a line `*`: for each key its digit, and the sum of the walk and
+ * of the digits so far. Only whoever was there knows these sums: they are in no prompt. At the end they are asked for.
  */
 export function walk(
   ring: readonly (readonly [letter: string, digit: number])[],
@@ -35,6 +35,9 @@ export function walk(
   let trace = "";
   let sum = 0;
   for (let left = steps; left > 0; left--) {
+    const [letter, digit] = ring[(steps - left) % ring.length] as readonly [string, number];
+    sum = (sum + digit) % 10;
+    trace += `${three(left)}${letter}${digit}${sum}\n`;
     for (const event of events.filter(({ at }) => at === left)) {
       let own = sum;
       trace += "*";
@@ -46,9 +49,6 @@ export function walk(
       }
       trace += "\n";
     }
-    const [letter, digit] = ring[(steps - left) % ring.length] as readonly [string, number];
-    sum = (sum + digit) % 10;
-    trace += `${three(left)}${letter}${digit}${sum}\n`;
   }
   const answer = `?${asked.map((key) => `${key}${known.get(key)}`).join("")}\n`;
   return { trace: trace + answer, answer, known, places };
