@@ -5,6 +5,7 @@ import { Drops } from "./drops.ts";
 import { EngineLink } from "./engine-link.ts";
 import { ConfigError, ControlPlaneClosed, EngineTimeout, PolicyRefused } from "./errors.ts";
 import { EventStream } from "./event-stream.ts";
+import type { LinkLimits } from "./flood.ts";
 import type { HttpOptions, HttpServer } from "./http/options.ts";
 import type { Metrics } from "./metrics/metrics.ts";
 import { parsePolicy } from "./policy.ts";
@@ -27,6 +28,8 @@ export interface ControlPlaneOptions {
   /** ipc:///path in a directory of your own, or tcp://host:port with `curve`. Default: ipc in a new private directory. */
   readonly endpoint?: string;
   readonly curve?: CurveOptions;
+  /** What one engine may send; what is more is dropped, and counted as `flooding`. */
+  readonly limits?: LinkLimits;
   /** Default: warnings and errors to stderr. */
   readonly logger?: Logger;
   /** How long `setPolicy` waits for engines. Default 30,000 ms. */
@@ -104,6 +107,7 @@ export async function createControlPlane(options: ControlPlaneOptions = {}): Pro
   plane.link = await EngineLink.open({
     endpoint: options.endpoint,
     curve: options.curve,
+    limits: options.limits,
     store,
     drops,
     logger,

@@ -14,6 +14,10 @@ export type DropKind =
   | "version"
   /** From a peer that has not said hello. */
   | "unknown"
+  /** More than one connection may send. */
+  | "flooding"
+  /** More engines than may connect. */
+  | "crowded"
   /** A second engine under an id that is in use. */
   | "duplicate"
   /** A connection refused for its key. */
@@ -29,6 +33,8 @@ export class Drops {
     invalid: 0,
     version: 0,
     unknown: 0,
+    flooding: 0,
+    crowded: 0,
     duplicate: 0,
     unauthenticated: 0,
   };

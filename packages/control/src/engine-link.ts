@@ -3,7 +3,8 @@ import type { Logger } from "pino";
 import type { CurveOptions } from "./curve.ts";
 import type { Drops } from "./drops.ts";
 import { EngineSocket, type SendResult } from "./engine-socket.ts";
-import { Engine, Engines } from "./engines.ts";
+import { Engine, Engines, MAX_CONNECTED } from "./engines.ts";
+import type { LinkLimits } from "./flood.ts";
 import type { PolicyRevision, PolicyStore } from "./policy-store.ts";
 import { engineRules } from "./rules.ts";
 import type { ControlEvent } from "./types.ts";
@@ -13,6 +14,7 @@ export interface EngineLinkOptions {
   readonly curve: CurveOptions | undefined;
   readonly store: PolicyStore;
   readonly drops: Drops;
+  readonly limits?: LinkLimits | undefined;
   readonly logger: Logger;
   readonly silenceMs: number;
   publish(event: ControlEvent): void;
@@ -38,6 +40,7 @@ export class EngineLink {
       endpoint: options.endpoint,
       curve: options.curve,
       drops: options.drops,
+      limits: options.limits,
       onMessage: (route, message) => link.#receive(route, message),
       onDisconnect: () => {
         link.#probing ??= setTimeout(() => link.#probe(), PROBE_MS);
@@ -131,6 +134,12 @@ export class EngineLink {
     if (known?.route !== undefined && known.route !== route && (await this.#isAnother(known, hello))) {
       this.#options.drops.count("duplicate", hello.engineId);
       const message = `an engine with the id ${hello.engineId} is connected: give each engine its own`;
+      void this.#socket.send(route, { type: "rejected", message });
+      return;
+    }
+    if (known?.route === undefined && this.engines.connected().length >= MAX_CONNECTED) {
+      this.#options.drops.count("crowded", hello.engineId);
+      const message = `${MAX_CONNECTED} engines are connected, which is as many as one control plane takes`;
       void this.#socket.send(route, { type: "rejected", message });
       return;
     }

@@ -5,6 +5,7 @@ import { authenticate, type CurveOptions, checkCurve } from "./curve.ts";
 import type { Drops } from "./drops.ts";
 import { type Endpoint, prepareEndpoint } from "./endpoint.ts";
 import { EndpointError } from "./errors.ts";
+import { FloodGate, type LinkLimits } from "./flood.ts";
 
 /** Bytes of the largest message that either side sends. */
 export const MAX_FRAME = 1 << 20;
@@ -22,6 +23,7 @@ export interface EngineSocketOptions {
   readonly endpoint: string | undefined;
   readonly curve: CurveOptions | undefined;
   readonly drops: Drops;
+  readonly limits?: LinkLimits | undefined;
   onMessage(route: string, message: EngineMessage): void;
   /** Some connection ended; the socket does not know whose. */
   onDisconnect(): void;
@@ -44,6 +46,7 @@ export class EngineSocket {
   readonly #receiving: Promise<void>;
   readonly #observer: Observer;
   readonly #observing: Promise<void>;
+  readonly #flood: FloodGate;
   #sending = false;
   #received = 0;
 
@@ -98,6 +101,7 @@ export class EngineSocket {
   ) {
     this.#options = options;
     this.#endpoint = endpoint;
+    this.#flood = new FloodGate(options.limits);
     this.#router = router;
     this.#authenticator = authenticator;
     this.address = endpoint.address.startsWith("tcp://")
@@ -181,10 +185,13 @@ export class EngineSocket {
     if (peer === undefined || frame === undefined || payload.length !== 1) {
       return void drops.count("framing", `${payload.length} frames`);
     }
+    const route = peer.toString("hex");
+    if (!this.#flood.admit(route, frame.length)) {
+      return void drops.count("flooding", `${frame.length} bytes from ${route}`);
+    }
     if (frame.length > MAX_FRAME) {
       return void drops.count("oversized", `${frame.length} bytes, more than ${MAX_FRAME}`);
     }
-    const route = peer.toString("hex");
     let value: unknown;
     try {
       value = decode(frame);

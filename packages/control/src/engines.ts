@@ -3,6 +3,8 @@ import type { EngineView } from "./types.ts";
 
 /** Engines remembered after they went, so that their event numbers can be followed when they return. */
 const MAX_REMEMBERED = 256;
+/** Engines connected at once. */
+export const MAX_CONNECTED = 256;
 
 /** What is known of one engine process. */
 export class Engine {

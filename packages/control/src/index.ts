@@ -13,6 +13,7 @@ export type { CurveKeys, CurveOptions } from "./curve.ts";
 export { createCurveKeys } from "./curve.ts";
 export type { DropKind } from "./drops.ts";
 export * from "./errors.ts";
+export type { LinkLimits } from "./flood.ts";
 export { checkHttp, type HttpOptions } from "./http/options.ts";
 export {
   type AllowedEngine,

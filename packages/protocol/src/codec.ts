@@ -1,4 +1,5 @@
 import { Decoder, Encoder } from "@msgpack/msgpack";
+import { checkFrame } from "./frame-check.ts";
 
 const encoder = new Encoder({ useBigInt64: true, ignoreUndefined: true });
 // A length is believed before its content is there: these keep five bytes from asking for gigabytes.
@@ -30,6 +31,7 @@ export function encode(message: unknown): Uint8Array {
  *   booleans, nil and byte strings.
  */
 export function decode(frame: Uint8Array): unknown {
+  checkFrame(frame);
   return fromWire(decoder.decode(frame));
 }
 

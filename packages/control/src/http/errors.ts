@@ -1,5 +1,6 @@
 import type { ApiError } from "@triattn/protocol";
 import { ControlPlaneClosed, FieldError, PolicyRefused, PolicyUnacknowledged } from "../errors.ts";
+import { show } from "../stats/errors.ts";
 
 /** What a request got wrong, and the status that says so. */
 export class HttpError extends FieldError {
@@ -23,11 +24,11 @@ export function describeError(error: unknown): { status: number; body: ApiError 
   }
   const message = (error as Error).message;
   if (!(error instanceof FieldError)) return { status, body: apiError(message) };
-  const value = typeof error.value === "string" ? error.value : JSON.stringify(error.value);
+  const value = error.value === undefined ? null : show(error.value);
   const text = error instanceof PolicyRefused ? `${error.engineId} refused it: ${error.reason}` : message;
   return {
     status,
-    body: apiError(clip(text), error.field, value === undefined ? null : clip(value), error.remedy),
+    body: apiError(clip(text), error.field, value, error.remedy),
   };
 }
 

@@ -5,11 +5,28 @@ export class FieldError extends Error {
   readonly remedy: string;
 
   constructor(field: string, value: unknown, remedy: string, options?: ErrorOptions) {
-    super(`${field} = ${typeof value === "string" ? value : JSON.stringify(value)}: ${remedy}`, options);
+    super(`${field} = ${show(value)}: ${remedy}`, options);
     this.name = new.target.name;
     this.field = field;
     this.value = value;
     this.remedy = remedy;
+  }
+}
+
+const LONGEST = 1000;
+
+/** A value for people, whatever it is. */
+export function show(value: unknown): string {
+  const text = typeof value === "string" ? value : (json(value) ?? String(value));
+  return text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text;
+}
+
+function json(value: unknown): string | undefined {
+  try {
+    return JSON.stringify(value, (_key, item) => (typeof item === "bigint" ? String(item) : item));
+  } catch {
+    // It contains itself.
+    return undefined;
   }
 }
 
