@@ -15,6 +15,8 @@ export interface Outcome {
   readonly rounds: number;
   readonly tokensEvicted: number;
   readonly seconds: number;
+  /** When its answer was there, by `performance.now()`; what the engine says of it comes a little later. */
+  readonly answered: number;
 }
 
 export interface EngineOptions {
@@ -169,9 +171,15 @@ export class EvalEngine {
         throw error;
       },
     );
-    const seconds = (performance.now() - began) / 1000;
+    const answered = performance.now();
     const finish = await this.#finishOf(id, event, roundsDue(item, reply, budget, this.#interval));
-    return { reply, seconds, rounds: finish?.rounds ?? 0, tokensEvicted: finish?.evictedTotal ?? 0 };
+    return {
+      reply,
+      answered,
+      seconds: (answered - began) / 1000,
+      rounds: finish?.rounds ?? 0,
+      tokensEvicted: finish?.evictedTotal ?? 0,
+    };
   }
 
   get #interval(): number {

@@ -114,7 +114,7 @@ test("sets are read from files, asked and graded", async () => {
     };
   };
   const aime = await first("aime24");
-  expect([aime.item.id, aime.item.prompt[0], aime.task.published?.length]).toEqual(["2024-I-1", 0, 4]);
+  expect([aime.item.id, aime.item.prompt[0], aime.task.published?.length]).toEqual(["2024-I-1", 0, 5]);
   expect([aime.grade("\\boxed{2}"), aime.grade("\\boxed{3}")]).toEqual([1, 0]);
   const math = await first("math-500");
   expect([math.grade("\\boxed{0.5}"), math.grade("\\boxed{2}")]).toEqual([1, 0]);
