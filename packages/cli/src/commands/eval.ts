@@ -225,7 +225,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
   const began = performance.now();
   const seconds = () => (performance.now() - began) / 1000;
   try {
-    const { engine } = await run({
+    await run({
       ...{ tasks, arms, rows, progress, concurrency: flags.concurrency },
       start: async (profile, first) => {
         const alone = profile === "score";
@@ -267,7 +267,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
     const report: EvalReport = {
       command: ["triattn", ...process.argv.slice(2)].join(" "),
       model: name,
-      engine: engine ?? null,
+      engine: rows.batches.findLast(({ batch }) => batch.engine !== undefined)?.batch.engine ?? null,
       ...{ seed, interval, window },
       seconds: Number(seconds().toFixed(1)),
       descriptions: Object.fromEntries(tasks.map((task) => [task.name, task.description])),

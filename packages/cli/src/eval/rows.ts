@@ -22,11 +22,16 @@ export const Row = z.strictObject({
 });
 export type Row = z.infer<typeof Row>;
 
-/** How long a batch of requests of one arm and task took. */
+/** How long a batch of requests of one arm and task took; written when all of its items are done. */
 export const Batch = z.strictObject({
   arm: z.string(),
   task: z.string(),
-  batch: z.strictObject({ seconds: z.number(), generatedTokens: z.int(), preemptions: z.int() }),
+  batch: z.strictObject({
+    seconds: z.number(),
+    generatedTokens: z.int(),
+    preemptions: z.int(),
+    engine: z.strictObject({ name: z.string(), version: z.string(), runner: z.string() }).optional(),
+  }),
 });
 export type Batch = z.infer<typeof Batch>;
 
@@ -149,6 +154,11 @@ export class RowFile {
 
   has(arm: string, task: string, id: string): boolean {
     return this.#rows.has(keyOf({ arm, task, id }));
+  }
+
+  /** Whether an arm has been through all of a task. */
+  complete(arm: string, task: string): boolean {
+    return this.#batches.some((batch) => batch.arm === arm && batch.task === task);
   }
 
   add(row: Row): void {

@@ -45,22 +45,21 @@ function keptRatio(arm: Arm, item: Item, computed: number, evicted: number): num
  * Runs every arm on every item, the same prompts in each, and keeps each finished row at once. Throws EngineDied when
  * the engine dies, and NotCompressed for a row in which a round was due and none fired.
  */
-export async function run(options: RunOptions): Promise<{ engine: EvalEngine["description"] | undefined }> {
-  let description: EvalEngine["description"] | undefined;
+export async function run(options: RunOptions): Promise<void> {
   for (const profile of ["generate", "score"] as const) {
     const tasks = options.tasks.filter((task) => task.profile === profile);
-    if (tasks.length === 0) continue;
+    const { arms, rows } = options;
+    // Nothing is left to run: the report needs no engine.
+    if (tasks.every((task) => arms.every((arm) => rows.complete(arm.label, task.name)))) continue;
     const first = options.arms[0];
     if (first === undefined) throw new Error("there is no arm to run");
     const engines = new Engines((arm) => options.start(profile, arm), await options.start(profile, first));
     try {
-      description = engines.current.description;
       await runProfile(options, engines, tasks, profile === "score" ? 1 : options.concurrency);
     } finally {
       await engines.current.stop();
     }
   }
-  return { engine: description };
 }
 
 /** The engine that runs now; another one where a policy cannot be put in force while one runs. */
@@ -172,6 +171,11 @@ async function runBatch(options: BatchOptions): Promise<void> {
   rows.addBatch({
     arm: arm.label,
     task: task.name,
-    batch: { seconds, generatedTokens: generated, preemptions: engine.preemptions - before },
+    batch: {
+      seconds,
+      generatedTokens: generated,
+      preemptions: engine.preemptions - before,
+      engine: engine.description,
+    },
   });
 }

@@ -121,6 +121,11 @@ test("an engine that dies half-way: exit code 4, finished rows kept, --resume go
   appendFileSync(rows, '{"arm":"keydi');
   const ended = await evaluate(directory, "", "--json", "--resume", rows);
   expect(ended.code).toBe(0);
+  // Nothing is left: the same report, without an engine.
+  const again = await evaluate(directory, "", "--json", "--resume", rows);
+  expect([again.code, again.stderr]).toEqual([0, expect.not.stringContaining("starting the engine")]);
+  expect(lastJson(again).tasks).toEqual(lastJson(ended).tasks);
+  expect(lastJson(again).engine).toEqual({ name: "vllm", version: "9.9.9", runner: "v1" });
   const whole = await evaluate(directory, "", "--json", "--out", join(directory.path, "whole.jsonl"));
   const counts = (ran: Ran) =>
     Object.entries(lastJson(ran).tasks).map(([task, results]) => [
