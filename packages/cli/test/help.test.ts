@@ -1,7 +1,10 @@
+import { readFileSync } from "node:fs";
+import { dirname, join } from "node:path";
 import type { Command } from "commander";
 import { expect, test } from "vitest";
 import { commands } from "../src/commands/index.ts";
 import { createProgram } from "../src/program.ts";
+import { root } from "./helpers.ts";
 
 const program = await createProgram();
 const walk = (command: Command): Command[] => [command, ...command.commands.flatMap(walk)];
@@ -36,4 +39,22 @@ test("only the file of the command asked for is loaded", async () => {
   for (const command of known)
     expect(command.options.length > 0 || command.commands.length > 0).toBe(command.name() === "stats");
   for (const { summary } of commands) expect(summary).toMatch(/^[a-z].*[^.]$/);
+});
+
+test("what `triattn --version` loads: commander, and nothing that takes its time", () => {
+  const source = join(root, "packages", "cli", "src");
+  const packages = new Set<string>();
+  const seen = new Set<string>();
+  const visit = (file: string): void => {
+    if (seen.has(file)) return;
+    seen.add(file);
+    const text = readFileSync(file, "utf8");
+    // Types vanish, and `import()` waits until it is reached.
+    for (const [, from = ""] of text.matchAll(/^(?:import|export) (?!type )[^;]*?from "([^"]+)";/gms)) {
+      if (from.startsWith(".")) visit(join(dirname(file), from));
+      else packages.add(from);
+    }
+  };
+  visit(join(source, "bin.ts"));
+  expect([...packages].filter((name) => !name.startsWith("node:"))).toEqual(["commander"]);
 });
