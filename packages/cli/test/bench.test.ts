@@ -1,14 +1,12 @@
 import { chmodSync, existsSync, readFileSync } from "node:fs";
-import { createServer } from "node:http";
-import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import { setTimeout as sleep } from "node:timers/promises";
 import { afterEach, expect, onTestFinished, test, vi } from "vitest";
 import { Kernel, kernelsPlot, kernelsReport, kernelsTable } from "../src/bench/kernels.ts";
 import { drive, generator } from "../src/bench/load/drive.ts";
 import { spread } from "../src/bench/load/report.ts";
 import { run } from "../src/program.ts";
 import { FakeControlServer } from "./fixtures/control-server.ts";
+import { FakeOpenAI } from "./fixtures/openai-server.ts";
 import { root, TemporaryDirectory } from "./helpers.ts";
 
 afterEach(() => {
@@ -16,60 +14,10 @@ afterEach(() => {
   process.exitCode = 0;
 });
 
-interface Asked {
-  prompt: number[];
-  max_tokens: number;
-  ignore_eos: boolean;
-  vllm_xargs?: { triattn_budget: number };
-}
-
-/** An OpenAI server that streams as many tokens as it is asked for, two a piece after the first. */
-class FakeOpenAI {
-  readonly asked: Asked[] = [];
-  busiest = 0;
-  fails = 0;
-  onRequest = (_: Asked) => {};
-  #running = 0;
-  readonly server = createServer(async (request, response) => {
-    if (request.url === "/v1/models") return void response.end(JSON.stringify({ data: [{ id: "smol" }] }));
-    let text = "";
-    for await (const chunk of request) text += chunk;
-    const body = JSON.parse(text) as Asked;
-    this.asked.push(body);
-    this.onRequest(body);
-    this.busiest = Math.max(this.busiest, ++this.#running);
-    if (this.fails-- > 0) {
-      this.#running -= 1;
-      return void response.writeHead(400).end('{"error": "no"}');
-    }
-    response.writeHead(200, { "content-type": "text/event-stream" });
-    const say = (data: unknown) =>
-      response.write(`data: ${typeof data === "string" ? data : JSON.stringify(data)}\n\n`);
-    await sleep(20);
-    say({ choices: [{ text: "a" }], usage: null });
-    for (let token = 1; token < body.max_tokens; token += 2) {
-      await sleep(5);
-      say({ choices: [{ text: "b c" }], usage: null });
-    }
-    say({ choices: [], usage: { prompt_tokens: body.prompt.length, completion_tokens: body.max_tokens } });
-    say("[DONE]");
-    this.#running -= 1;
-    response.end();
-  });
-
-  static async start(): Promise<FakeOpenAI> {
-    const fake = new FakeOpenAI();
-    await new Promise<void>((done) => fake.server.listen(0, "127.0.0.1", done));
-    onTestFinished(() => {
-      fake.server.closeAllConnections();
-      fake.server.close();
-    });
-    return fake;
-  }
-
-  get url(): string {
-    return `http://127.0.0.1:${(this.server.address() as AddressInfo).port}`;
-  }
+async function openAI(): Promise<FakeOpenAI> {
+  const fake = await FakeOpenAI.start();
+  onTestFinished(() => fake.close());
+  return fake;
 }
 
 /** A control plane whose engine evicts for every request that has a budget. */
@@ -93,7 +41,7 @@ async function bench(...args: string[]) {
 
 test("load: arms with and without a budget, counters before and after, a report and its plot", async () => {
   using directory = new TemporaryDirectory();
-  const openai = await FakeOpenAI.start();
+  const openai = await openAI();
   const control = await compressing(openai);
   const out = join(directory.path, "load.json");
   const args = [
@@ -154,7 +102,7 @@ test("load: arms with and without a budget, counters before and after, a report 
 
 test("load: an arm in which compression did not fire is not reported", async () => {
   using directory = new TemporaryDirectory();
-  const openai = await FakeOpenAI.start();
+  const openai = await openAI();
   const control = await FakeControlServer.start();
   onTestFinished(() => control.close());
   const out = join(directory.path, "load.json");
@@ -172,7 +120,7 @@ test("load: an arm in which compression did not fire is not reported", async () 
 }, 60_000);
 
 test("load: failures are counted, and all of them are an error", async () => {
-  const openai = await FakeOpenAI.start();
+  const openai = await openAI();
   const control = await compressing(openai);
   const args = [
     "load",
@@ -206,7 +154,7 @@ test("load: failures are counted, and all of them are an error", async () => {
 }, 60_000);
 
 test("load: requests come at random moments of the rate asked for, the same for the same seed", async () => {
-  const openai = await FakeOpenAI.start();
+  const openai = await openAI();
   const options = {
     model: "smol",
     requests: 12,

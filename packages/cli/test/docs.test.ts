@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { referenceEnvironment } from "@triattn/protocol";
+import { Pin, PolicyDocument, referenceEnvironment } from "@triattn/protocol";
 import { expect, test } from "vitest";
 import { ExitCode } from "../src/errors.ts";
 import { createProgram } from "../src/program.ts";
@@ -17,4 +17,12 @@ test("docs/command-line.md names every flag, exit code and variable", async () =
   }
   for (const code of Object.values(ExitCode)) expect(text).toMatch(new RegExp(`^\\| ${code} \\|`, "m"));
   for (const { variable } of referenceEnvironment.rows) expect(text).toContain(`\`${variable}\``);
+});
+
+test("docs/policies.md names every field of a policy", () => {
+  const guide = readFileSync(join(root, "docs", "policies.md"), "utf8");
+  for (const field of Object.keys(PolicyDocument.shape).filter((name) => name !== "pin")) {
+    expect(guide).toContain(`| \`${field}\` |`);
+  }
+  for (const field of Object.keys(Pin.shape)) expect(guide).toContain(`| \`pin.${field}\` |`);
 });
