@@ -23,6 +23,7 @@ async function run(command: string, ...args: string[]): Promise<string> {
 const CHECK = `
 import json, sys, torch
 sys.path.insert(0, "examples/tiny-reasoner")
+from data import Example, to_batch
 from model import SHAPES, TinyReasoner
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -35,7 +36,8 @@ text = "P\\na1b2a\\n@010A1\\n#012\\n?A\\n012a11\\n"
 ids = tokenizer(text, return_tensors="pt").input_ids
 with torch.no_grad():
     difference = (own(ids) - theirs(ids).logits).abs().max().item()
-print(json.dumps({"difference": difference, "tokens": ids.shape[1], "same": tokenizer.decode(ids[0]) == text, "length": len(text)}))
+batch = [rows.tolist() for rows in to_batch([Example("x", bytes([5, 6]), bytes([7, 1]))], 5)]
+print(json.dumps({"batch": batch, "difference": difference, "tokens": ids.shape[1], "same": tokenizer.decode(ids[0]) == text, "length": len(text)}))
 `;
 
 test("a small model is trained on generated items, exported, read by transformers and evaluated in a real engine", async () => {
@@ -52,6 +54,8 @@ test("a small model is trained on generated items, exported, read by transformer
   expect(readFileSync(join(model, "training.svg"), "utf8")).toMatch(/^<svg .*<\/svg>\n$/s);
 
   const found = JSON.parse((await run(python, "-c", CHECK, model)).trim().split("\n").at(-1) ?? "");
+  // A prompt 5 6 and its trace 7 1: only the trace is learned.
+  expect(found.batch).toEqual([[[5, 6, 7, 0, 0]], [[-100, 7, 1, -100, -100]]]);
   expect(found).toMatchObject({ same: true, tokens: found.length });
   expect(found.difference).toBeLessThan(1e-4);
 

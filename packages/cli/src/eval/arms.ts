@@ -61,6 +61,13 @@ export function makeArms(options: ArmOptions): Arm[] {
   for (const name of names) {
     const full = name === "full";
     const resolved = resolvePolicy({ model, policy: full ? "random" : name, statistics });
+    if (resolved.rules.length > 0) {
+      throw new ConfigError(
+        "--policy",
+        name,
+        "a policy without rules: every request of an arm is treated alike",
+      );
+    }
     for (const pin of full ? (["prompt"] as const) : pins) {
       const { policy } = resolved;
       // The budget is each request's own; the document's only has to be possible.

@@ -81,8 +81,8 @@ export async function chooseTasks(choice: Choice): Promise<Task[]> {
     if (name === "fidelity") {
       const length = choice.textLength;
       const sizes = { prompt: length, generated: 0 };
-      // Compressed in every arm from here on.
-      const from = Math.max(...keeps.map((keep) => budgetOf(keep, sizes))) + choice.interval;
+      // Compressed in every arm from here on: chunks need not end where the first round is due.
+      const from = Math.max(...keeps.map((keep) => budgetOf(keep, sizes))) + 2 * choice.interval;
       if (from >= length) {
         throw new ConfigError(
           "--text-length",

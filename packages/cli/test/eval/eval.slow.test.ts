@@ -194,7 +194,12 @@ test("texts: the full arm is asked again for what a resumed run compares with", 
 test("one clear line for each mistake, before any engine starts", async () => {
   using directory = new TemporaryDirectory();
   const there = directory.write("there.jsonl", "{}\n");
+  const rules = directory.write(
+    "rules.json",
+    '{"policy":"keydiff","rules":[{"name":"one","match":{"tags":["a"]},"budget":900}]}',
+  );
   const cases: [string[], number, RegExp][] = [
+    [["--policy", rules], 2, /--policy = .*rules\.json: a policy without rules/],
     [["--tasks", "chess"], 2, /--tasks = chess: all, or some of grammar, .*needles/],
     [["--keep", "2"], 2, /--keep = 2: a part between 0 and 1/],
     [["--lengths", "many"], 2, /--lengths = many: whole numbers/],
