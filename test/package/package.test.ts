@@ -77,6 +77,11 @@ test("its command runs", () => {
   const triattn = join(project, "node_modules", ".bin", "triattn");
   expect(run(triattn, ["--version"])).toMatch(/^\d+\.\d+\.\d+\n$/);
   expect(run(triattn, ["stats", "list"])).toMatch(/qwen3-8b/);
+  expect(run(triattn, ["plan", "qwen3-8b", "--gpu", "4090"])).toMatch(/recommended: --budget \d+/);
+  // Every command's file is in the bundle, and finds what it imports.
+  for (const name of ["doctor", "top", "keys", "bench", "eval", "calibrate", "demo"]) {
+    expect(run(triattn, [name, "--help"])).toMatch(new RegExp(`Usage: triattn ${name}`));
+  }
   const flags = ["--python", python, "--dry-run", "--json", "--", "--port", "0"];
   const plan = JSON.parse(run(triattn, ["serve", "Qwen/Qwen3-8B", ...flags]));
   const installed = join(project, "node_modules", "triattn");
