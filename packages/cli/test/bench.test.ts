@@ -163,7 +163,13 @@ test("load: requests come at random moments of the rate asked for, the same for 
     maxTokens: 1,
     ignoreEos: true,
   };
-  const rest = { url: openai.url, budget: undefined, vocabulary: 1000, signal: new AbortController().signal };
+  const rest = {
+    url: openai.url,
+    budget: undefined,
+    engine: "vllm" as const,
+    vocabulary: 1000,
+    signal: new AbortController().signal,
+  };
   const { samples, seconds } = await drive({ ...options, ...rest, rate: 40, seed: 3 });
   expect(samples).toHaveLength(12);
   // 12 requests at 40 a second take about 0.3 s; all at once they would take a tenth of that.

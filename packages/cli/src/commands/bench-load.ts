@@ -96,6 +96,7 @@ async function load(given: string, flags: Flags, signal: AbortSignal): Promise<L
     maxTokens: flags.tokens,
     ignoreEos: !flags.eos,
     budget,
+    engine: control?.state.engines[0]?.engine.name ?? "vllm",
     vocabulary: flags.vocabulary,
     seed,
     signal,

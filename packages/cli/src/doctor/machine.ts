@@ -70,7 +70,8 @@ export function sharedMemory(directory = "/dev/shm"): Finding[] {
 export async function ports(engineFlags: readonly string[]): Promise<readonly Finding[]> {
   const engine = await checked("port", async () => {
     const flags = readEngineFlags(engineFlags);
-    if (flags.port !== 0) await checkPort(flags);
+    if (flags.port === 0) return ok("port", "the engine takes a free one");
+    await checkPort(flags);
     return ok("port", flags.uds ?? `${flags.bind ?? "*"}:${flags.port} is free for the engine`);
   });
   return [...engine, await dashboardPort()];

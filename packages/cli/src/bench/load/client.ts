@@ -1,5 +1,6 @@
 import { Agent, request } from "node:http";
 import { request as requestTls } from "node:https";
+import { requestOptions } from "@triattn/control";
 import { createParser } from "eventsource-parser";
 
 /** One streamed completion, times in milliseconds of performance.now(). */
@@ -18,9 +19,12 @@ export interface Job {
   readonly ignoreEos: boolean;
   /** The request's own budget; undefined: what the server has. */
   readonly budget: number | undefined;
+  /** Which field carries it. */
+  readonly engine: "vllm" | "sglang";
 }
 
-const agent = new Agent({ keepAlive: true, maxSockets: Number.POSITIVE_INFINITY });
+/** A connection for each request: servers close idle ones, and a request that meets that would count as failed. */
+const agent = new Agent({ keepAlive: false, maxSockets: Number.POSITIVE_INFINITY });
 
 interface Chunk {
   readonly choices?: readonly { readonly text?: string; readonly token_ids?: readonly number[] }[];
@@ -38,7 +42,7 @@ export function complete(url: string, model: string, job: Job, signal: AbortSign
     ignore_eos: job.ignoreEos,
     stream: true,
     stream_options: { include_usage: true },
-    ...(job.budget === undefined ? {} : { vllm_xargs: { triattn_budget: job.budget } }),
+    ...(job.budget === undefined ? {} : requestOptions({ budget: job.budget, engine: job.engine })),
   });
   const headers = { "content-type": "application/json", "content-length": Buffer.byteLength(body) };
   const tls = url.startsWith("https:");

@@ -13,6 +13,7 @@ export interface LoadOptions {
   readonly maxTokens: number;
   readonly ignoreEos: boolean;
   readonly budget: number | undefined;
+  readonly engine: "vllm" | "sglang";
   /** Ids of prompt tokens are below this. */
   readonly vocabulary: number;
   readonly seed: number;
@@ -49,8 +50,8 @@ export async function drive(options: LoadOptions): Promise<Outcome> {
   const jobs = Array.from({ length: requests }, (): Job => {
     const id = () => FIRST_ID + Math.floor(random() * (vocabulary - FIRST_ID));
     const prompt = Array.from({ length: promptTokens }, id);
-    const { maxTokens, ignoreEos, budget } = options;
-    return { prompt, maxTokens, ignoreEos, budget };
+    const { maxTokens, ignoreEos, budget, engine } = options;
+    return { prompt, maxTokens, ignoreEos, budget, engine };
   });
   let due = 0;
   const arrivals = jobs.map(() => {
