@@ -6,6 +6,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setupChromium } from "./setup/chromium.ts";
 import { setupEnvironment, setupModel } from "./setup/index.ts";
 import {
   type EnvironmentName,
@@ -24,6 +25,7 @@ const wanted = args.filter((arg) => !arg.startsWith("--"));
 const reports = mkdtempSync(join(tmpdir(), "triattn-test-"));
 const bin = (name: string) => join(root, "node_modules", ".bin", name);
 const [newest] = vllmEnvironments;
+let browserEnvironment: NodeJS.ProcessEnv = {};
 
 function vitest(name: string, project: string, env: NodeJS.ProcessEnv = {}): Stage {
   const file = join(reports, `${name}.json`);
@@ -86,7 +88,7 @@ function stages(): Stage[] {
     pytest(`engine-${name}`, name, ["kernels/tests/sglang_engine"]),
   );
   const packaging = vitest("package", "package", { TRIATTN_TEST_PYTHON: pythonOf(newest) });
-  const browser = vitest("browser", "browser");
+  const browser = vitest("browser", "browser", browserEnvironment);
   return [...lint, ...units, browser, packaging, ...engines, ...second];
 }
 
@@ -106,6 +108,7 @@ const results: Result[] = [];
 try {
   for (const name of quick ? [newest] : environments) await setupEnvironment(name);
   if (!quick) await setupModel();
+  if (!quick) browserEnvironment = await setupChromium();
   const chosen = stages().filter(({ name }) => wanted.length === 0 || wanted.some((w) => name.startsWith(w)));
   for (const stage of chosen) {
     say(`\n── ${stage.name}`);

@@ -1,7 +1,12 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { join } from "node:path";
+import { createInterface } from "node:readline";
+import type { ApiState } from "@triattn/protocol";
 import { afterEach, expect, test, vi } from "vitest";
 import { questions } from "../src/demo/requests.ts";
 import { run } from "../src/program.ts";
-import { fakeEngine, python } from "./helpers.ts";
+import { fakeEngine, fakeEnvironment, python, root } from "./helpers.ts";
 
 afterEach(() => {
   vi.restoreAllMocks();
@@ -59,6 +64,35 @@ test("a budget of 0 is refused: that arm is run anyway", async () => {
   expect(code).toBe(2);
   expect(stderr).toMatch(/--budget = 0: a budget to compress to/);
 });
+
+test("--dashboard serves the page over a load that goes on, until Ctrl-C", async () => {
+  const bin = join(root, "packages", "cli", "src", "bin.ts");
+  const flags = ["--python", python, "--policy", "keydiff", "--requests", "2", "--tokens", "200", "--json"];
+  const child = spawn(
+    process.execPath,
+    ["--import", "tsx", bin, "demo", "nobody/nothing", ...flags, "--dashboard", "127.0.0.1:0"],
+    { cwd: root, env: fakeEnvironment(), stdio: ["ignore", "pipe", "ignore"] },
+  );
+  const exited = once(child, "exit");
+  try {
+    const [line] = await Promise.race([
+      once(createInterface(child.stdout), "line"),
+      exited.then(() => [`{"event":"exit"}`]),
+    ]);
+    const { event, dashboard } = JSON.parse(line);
+    expect(event).toBe("ready");
+    expect(await (await fetch(dashboard)).text()).toMatch(/<div id="app">/);
+    const finished = async () => {
+      const state = (await (await fetch(`${dashboard}/api/state`)).json()) as ApiState;
+      return Number(state.engines[0]?.counters?.requestsFinished ?? 0);
+    };
+    // More than one for each of the two: it asks again.
+    while ((await finished()) < 3) await new Promise((resolve) => setTimeout(resolve, 200));
+  } finally {
+    child.kill("SIGINT");
+  }
+  expect(await exited).toEqual([130, null]);
+}, 60_000);
 
 test("questions differ, and are the same every time", () => {
   expect(new Set(questions(40)).size).toBe(40);

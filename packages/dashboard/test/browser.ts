@@ -69,6 +69,8 @@ export class Browser {
       deviceScaleFactor: scale,
       colorScheme: dark ? "dark" : "light",
       reducedMotion: reducedMotion ? "reduce" : "no-preference",
+      // A Chromium without a locale of its own names none that Intl takes.
+      locale: "en-US",
       timezoneId: "UTC",
     });
     return new Browser(directory, context);

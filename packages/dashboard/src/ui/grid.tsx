@@ -54,6 +54,7 @@ export function Grid<T>(props: GridProps<T>) {
   const id = useId();
   const [ref, { width, height }] = useSize<HTMLDivElement>();
   const head = useRef<HTMLDivElement>(null);
+  /** Where it was when the rows in the document were last changed. */
   const [scrollTop, setScrollTop] = useState(0);
   const [activeKey, setActiveKey] = useState<string | null>(null);
   const columns = fitting(props.columns, width || 1000);
@@ -67,7 +68,10 @@ export function Grid<T>(props: GridProps<T>) {
   const onScroll = (event: Event) => {
     const element = event.currentTarget as HTMLElement;
     cancelAnimationFrame(frame.current);
-    frame.current = requestAnimationFrame(() => setScrollTop(element.scrollTop));
+    frame.current = requestAnimationFrame(() => {
+      const next = virtualWindow(items.length, rowHeight, element.scrollTop, viewport);
+      if (next.first !== shown.first || next.end !== shown.end) setScrollTop(element.scrollTop);
+    });
   };
   const onKeyDown = (event: KeyboardEvent) => {
     if (event.target !== event.currentTarget) return;
@@ -88,7 +92,7 @@ export function Grid<T>(props: GridProps<T>) {
   };
   const onFocus = () => {
     if (active >= 0) return;
-    const first = items[Math.min(items.length - 1, Math.ceil(scrollTop / rowHeight))];
+    const first = items[Math.min(items.length - 1, Math.ceil((ref.current?.scrollTop ?? 0) / rowHeight))];
     const chosen = selected !== null && items.some((item) => keyOf(item) === selected);
     if (first !== undefined) setActiveKey(chosen ? selected : keyOf(first));
   };
@@ -120,28 +124,27 @@ export function Grid<T>(props: GridProps<T>) {
           </div>
         </div>
         <div role="rowgroup" class="grid-body" style={{ height: `${shown.total}px` }}>
-          <div role="presentation" style={{ transform: `translateY(${shown.before}px)` }}>
-            {items.slice(shown.first, shown.end).map((item, i) => {
-              const index = shown.first + i;
-              const key = keyOf(item);
-              return (
-                <Line
-                  key={key}
-                  id={`${id}-${index}`}
-                  index={index}
-                  item={item}
-                  columns={columns as readonly GridColumn<unknown>[]}
-                  layout={template}
-                  selected={onSelect === undefined ? undefined : key === selected}
-                  active={index === active}
-                  choose={() => {
-                    setActiveKey(key);
-                    onSelect?.(item);
-                  }}
-                />
-              );
-            })}
-          </div>
+          {items.slice(shown.first, shown.end).map((item, i) => {
+            const index = shown.first + i;
+            const key = keyOf(item);
+            return (
+              <Line
+                key={key}
+                id={`${id}-${index}`}
+                index={index}
+                top={index * rowHeight}
+                item={item}
+                columns={columns as readonly GridColumn<unknown>[]}
+                layout={template}
+                selected={onSelect === undefined ? undefined : key === selected}
+                active={index === active}
+                choose={() => {
+                  setActiveKey(key);
+                  onSelect?.(item);
+                }}
+              />
+            );
+          })}
         </div>
       </div>
       {items.length === 0 && <div class="grid-empty empty">{empty}</div>}
@@ -177,6 +180,8 @@ function HeadCell<T>({ column, sort, onSort }: HeadCellProps<T>) {
 interface LineProps {
   readonly id: string;
   readonly index: number;
+  /** Pixels from the first row: rows stand where they are, so that scrolling paints only new ones. */
+  readonly top: number;
   readonly item: unknown;
   readonly columns: readonly GridColumn<unknown>[];
   readonly layout: string;
@@ -198,7 +203,7 @@ class Line extends Component<LineProps> {
     );
   }
 
-  override render({ id, index, item, columns, selected, active, choose }: LineProps) {
+  override render({ id, index, top, item, columns, selected, active, choose }: LineProps) {
     const classes = ["grid-row", "line", selected && "selected", active && "active"]
       .filter(Boolean)
       .join(" ");
@@ -208,6 +213,7 @@ class Line extends Component<LineProps> {
         id={id}
         role="row"
         class={classes}
+        style={{ top: `${top}px` }}
         aria-rowindex={index + 2}
         aria-selected={selected}
         onClick={choose}

@@ -126,7 +126,8 @@ export async function startFake(options: FakeOptions): Promise<FakeServer> {
     send(response, "state", state());
     if (stream.requests) send(response, "requests", requests());
     const after = Number(request.headers["last-event-id"] ?? 0);
-    const missed = log.filter(({ id }) => id > after);
+    // As many as the control plane sends: the newest 200 to a new stream, 500 in a batch.
+    const missed = log.filter(({ id }) => id > after).slice(after === 0 ? -200 : -500);
     const newest = missed.at(-1);
     if (newest !== undefined) send(response, "events", missed, newest.id);
     simulation.showKept();
