@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import { run } from "./program.ts";
+import { version } from "./version.ts";
 
 // Whoever read the output has gone (`triattn … | head`); that is no reason to stop serving.
 for (const stream of [process.stdout, process.stderr]) {
@@ -7,4 +7,11 @@ for (const stream of [process.stdout, process.stderr]) {
     if (error.code !== "EPIPE") throw error;
   });
 }
-process.exitCode = await run(process.argv.slice(2));
+const args = process.argv.slice(2);
+if (args.length === 1 && (args[0] === "--version" || args[0] === "-V")) {
+  // Asked by scripts, again and again: nothing is loaded for it.
+  process.stdout.write(`${version}\n`);
+} else {
+  const { run } = await import("./program.ts");
+  process.exitCode = await run(args);
+}
