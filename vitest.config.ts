@@ -14,6 +14,7 @@ export default defineConfig({
             "**/node_modules/**",
             "**/*.engine.test.ts",
             "**/*.browser.test.ts",
+            "**/*.sglang.test.ts",
             "test/package/**",
             ...slow,
           ],
@@ -41,6 +42,15 @@ export default defineConfig({
           include: ["test/**/*.engine.test.ts"],
           fileParallelism: false,
           testTimeout: 300_000,
+          hookTimeout: 300_000,
+        },
+      },
+      {
+        // The second engine, in an environment of its own.
+        test: {
+          name: "sglang",
+          include: ["test/**/*.sglang.test.ts"],
+          testTimeout: 600_000,
           hookTimeout: 300_000,
         },
       },

@@ -84,9 +84,10 @@ function stages(): Stage[] {
     pytest(`engine-${name}`, name, ["kernels/tests/engine"]),
     vitest(`serve-${name}`, "engine", { TRIATTN_TEST_PYTHON: pythonOf(name) }),
   ]);
-  const second = sglangEnvironments.map((name) =>
+  const second = sglangEnvironments.flatMap((name) => [
     pytest(`engine-${name}`, name, ["kernels/tests/sglang_engine"]),
-  );
+    vitest(`serve-${name}`, "sglang", { TRIATTN_TEST_PYTHON: pythonOf(name) }),
+  ]);
   const packaging = vitest("package", "package", { TRIATTN_TEST_PYTHON: pythonOf(newest) });
   const browser = vitest("browser", "browser", browserEnvironment);
   return [...lint, ...units, browser, packaging, ...engines, ...second];

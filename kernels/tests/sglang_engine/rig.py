@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,6 +69,13 @@ class Zygote(VllmZygote):
         )
         self._expect("ready", 300)
 
+    def close(self) -> None:
+        """End the zygote."""
+        try:
+            super().close()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
 
 _zygotes: dict[bool, Zygote] = {}
 
@@ -79,7 +85,6 @@ def close() -> None:
     """End every zygote."""
     for zygote in _zygotes.values():
         zygote.close()
-        shutil.rmtree(zygote.site, ignore_errors=True)
     _zygotes.clear()
 
 

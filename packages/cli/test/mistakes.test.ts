@@ -33,7 +33,8 @@ test("one clear line for each mistake", async () => {
     [serving("--policy", "triattention"), 2, /stats = none for nobody\/nothing: .*triattn calibrate/],
     [serving("--stats", damaged), 2, /damaged\.safetensors/],
     [serving("--stats", "nowhere"), 2, /stats = nowhere: is neither a file nor known by name/],
-    [serving("--backend", "sglang"), 2, /Allowed choices are vllm/],
+    [serving("--backend", "other"), 2, /Allowed choices are vllm, sglang/],
+    [serving("--backend", "sglang"), 3, /no SGLang: install it/],
     [serving("--", "--port", "x"), 2, /--port = x: a whole number from 0 to 65535/],
     [serving("--", "--model", "other"), 2, /--model = other: name the model before the --/],
     [

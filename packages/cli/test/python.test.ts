@@ -1,6 +1,7 @@
 import { chmodSync, mkdirSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
+import { backendOf } from "../src/serve/backends.ts";
 import { findEngine } from "../src/serve/python.ts";
 import { fakeEngine, fakeEnvironment, python, TemporaryDirectory } from "./helpers.ts";
 
@@ -11,7 +12,7 @@ function fakePython(directory: TemporaryDirectory, name: string, answer: object)
   return path;
 }
 
-const engine = { version: "1.2.3", distribution: "vllm", server: true, cli: true };
+const engine = { version: "1.2.3", distribution: "vllm", servers: [true, true] };
 const answer = { python: [3, 12, 1], executable: "/e/python", engine, missing: [] as string[] };
 
 test("the interpreter named, by path or by its environment's directory", async () => {
@@ -57,7 +58,7 @@ test("each thing that may be missing is named, with what to do about it", async 
     ],
     [{ ...answer, engine: null }, /no vLLM: install it: \S+ -m pip install vllm/],
     [{ ...answer, missing: ["zmq", "msgspec"] }, /no zmq, msgspec: .* -m pip install pyzmq msgspec/],
-    [{ ...answer, engine: { ...engine, server: false, cli: false } }, /without an OpenAI server/],
+    [{ ...answer, engine: { ...engine, servers: [false, false] } }, /without an OpenAI server/],
     [{ nonsense: true }, /is not a Python that can be asked/],
   ];
   for (const [said, message] of cases) {
@@ -70,7 +71,7 @@ test("each thing that may be missing is named, with what to do about it", async 
 
 test("an engine without api_server is started by its command line", async () => {
   using directory = new TemporaryDirectory();
-  const path = fakePython(directory, "python", { ...answer, engine: { ...engine, server: false } });
+  const path = fakePython(directory, "python", { ...answer, engine: { ...engine, servers: [false, true] } });
   expect((await findEngine(path)).command).toEqual(["-m", "vllm.entrypoints.cli.main", "serve"]);
 });
 
@@ -90,4 +91,20 @@ test("the probe imports nothing of the engine", async () => {
   const environment = { ...fakeEnvironment(), PYTHONPATH: directory.path };
   await expect(findEngine(python, environment)).rejects.toThrow(/vLLM 0\.0\.1 without an OpenAI server/);
   expect(fakeEngine).not.toBe(directory.path);
+});
+
+test("the same for SGLang", async () => {
+  using directory = new TemporaryDirectory();
+  const sglang = backendOf("sglang");
+  const said = { ...answer, engine: { version: "0.5.17", distribution: "sglang", servers: [true] } };
+  const path = fakePython(directory, "python", said);
+  expect(await findEngine(path, {}, sglang)).toMatchObject({
+    version: "0.5.17",
+    command: ["-m", "sglang.launch_server"],
+  });
+  const without = fakePython(directory, "python", { ...answer, engine: null });
+  await expect(findEngine(without, {}, sglang)).rejects.toThrow(
+    /no SGLang: install it: \S+ -m pip install sglang/,
+  );
+  await expect(findEngine(undefined, { PATH: directory.path }, sglang)).rejects.toThrow(/none with SGLang/);
 });

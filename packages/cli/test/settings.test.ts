@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { ConfigError, preset } from "@triattn/control";
 import { expect, test } from "vitest";
 import { version, writeDistInfo } from "../src/package.ts";
+import { backendOf } from "../src/serve/backends.ts";
 import { engineVariables, withVariables } from "../src/serve/environment.ts";
 import { readEngineFlags, urlOf } from "../src/serve/flags.ts";
 import { quote, toJson } from "../src/serve/output.ts";
@@ -30,6 +31,26 @@ test("engine flags: those of --config FILE come after those given", () => {
   expect(readEngineFlags(["--config", file])).toMatchObject({ port: 9001, blockSize: 64, host: "10.0.0.1" });
   expect(readEngineFlags(["--config", file, "--port", "1"]).port).toBe(1);
   expect(readEngineFlags(["--config", "/nowhere"]).port).toBe(8000);
+});
+
+test("SGLang's own flags and defaults", () => {
+  const sglang = backendOf("sglang");
+  expect(readEngineFlags([], sglang)).toMatchObject({ host: "127.0.0.1", bind: "127.0.0.1", port: 30_000 });
+  expect(readEngineFlags(["--page-size", "16", "--host=0.0.0.0"], sglang)).toMatchObject({
+    blockSize: 16,
+    host: "127.0.0.1",
+    bind: "0.0.0.0",
+  });
+  for (const flag of ["--model", "--model-path"]) {
+    expect(() => readEngineFlags([flag, "m"], sglang)).toThrow(`${flag} = m: name the model before the --`);
+  }
+  const policy = preset("random");
+  const changes = engineVariables(
+    { plugin: "/p", policy, statistics: null },
+    { SGLANG_PLUGINS: "a" },
+    sglang,
+  );
+  expect(changes).toMatchObject({ SGLANG_PLUGINS: "a,triattn" });
 });
 
 test("the policy: what was asked for, TRIATTN_POLICY, the reference's variables, the default", () => {

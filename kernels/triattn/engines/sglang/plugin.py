@@ -79,10 +79,8 @@ def _event_loop(scheduler: Any, *args: Any, **kwargs: Any) -> None:
 
 def _pull_requests(received: list[Any] | None, *args: Any, **kwargs: Any) -> list[Any] | None:
     """A new policy enters where requests do, so that every rank sees it before the same step."""
-    if received is not None and current is not None:
-        policy = current.policy_to_broadcast()
-        if policy is not None:
-            received.append(policy)
+    if received is not None and current is not None and current.first_rank:
+        received.extend(current.to_broadcast())
     return received
 
 

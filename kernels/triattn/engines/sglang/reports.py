@@ -8,20 +8,37 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from triattn import wire
 from triattn.config import Settings
+from triattn.engines import kept
 from triattn.engines.policy import PolicyInForce
 from triattn.engines.sglang import probe
+from triattn.engines.sglang.requests import RequestState, state_of, tags_of
 from triattn.errors import ConfigError
 from triattn.link import EngineLink
 from triattn.plan import RoundPlan
 
 if TYPE_CHECKING:
-    from triattn.engines.sglang.requests import RequestState
     from triattn.engines.sglang.scheduler import SchedulerHooks
 
 REPORT_SECONDS = 0.5
-"""Interval of counter reports to the control plane."""
+"""Interval of reports to the control plane."""
+PICTURE_STEPS = 8
+"""Least steps between pictures of what the watched request keeps: counted, so that all ranks make the same ones."""
+MOST_REQUESTS = 4096
+"""In one report, as in the protocol."""
+LONGEST_ID = 512
+"""Characters of a request's id in a report; a client that chooses longer ones is left out and counted."""
+_SAFE = 2**53 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """The request whose rounds a control plane wants to see, as every rank gets it; None: none any more."""
+
+    request_id: str | None
 
 
 @dataclass(slots=True)
@@ -52,7 +69,10 @@ class Reports:
         self.scheduler = hooks.scheduler
         self.totals = Totals()
         self.link: EngineLink | None = None
-        self._next = 0.0
+        self._next = self._next_requests = 0.0
+        self._next_picture = 0
+        self._watched: str | None = None
+        self._picture: tuple[RoundPlan, int, torch.Tensor, Any] | None = None
         if settings.socket and hooks.first_rank:
             self.link = EngineLink(
                 settings.socket, self._hello(), validate=self._refusal, curve=settings.curve
@@ -129,6 +149,90 @@ class Reports:
         if self.link is not None:
             self.link.ack(policy.revision, self.totals.step + 1)
 
+    # What is watched.
+
+    def poll_watched(self) -> Watched | None:
+        """Another request than before is watched."""
+        watch = self.link.watch if self.link is not None else None
+        wanted = watch.kept if watch is not None else None
+        if wanted == self._watched:
+            return None
+        self._watched = wanted
+        return Watched(wanted)
+
+    def may_show(self) -> bool:
+        """Whether a picture is due; the same on every rank."""
+        if self.totals.step < self._next_picture:
+            return False
+        self._next_picture = self.totals.step + PICTURE_STEPS
+        return True
+
+    def show(self, plan: RoundPlan, counts: torch.Tensor) -> None:
+        """Take a picture, int32 [layers, kv_heads, bins] on the device; dropped while one is on its way."""
+        if self.link is None or self._picture is not None:
+            return
+        copied = None
+        if counts.is_cuda:
+            host = torch.empty(counts.shape, dtype=counts.dtype, pin_memory=True)
+            counts = host.copy_(counts, non_blocking=True)
+            copied = torch.cuda.Event()
+            copied.record()
+        self._picture = plan, self.totals.step + 1, counts, copied
+
+    def _send_picture(self) -> None:
+        plan, step, counts, copied = self._picture
+        if copied is not None and not copied.query():
+            return
+        self._picture = None
+        layers, heads, bins = counts.shape
+        self.link.report_kept(
+            wire.KeptReport(
+                request=plan.request_id,
+                step=step,
+                computed=plan.computed,
+                resident=plan.keep,
+                layers=layers,
+                kv_heads=heads,
+                bins=bins,
+                counts=kept.encode(counts),
+            )
+        )
+
+    def _request_states(self) -> wire.RequestsReport:
+        """Running requests, then those that wait, up to MOST_REQUESTS."""
+        scheduler = self.scheduler
+        running = self._running()
+        states: list[wire.RequestState] = []
+        omitted = 0
+        for state, requests in (("running", running), ("waiting", list(scheduler.waiting_queue))):
+            for request in requests:
+                if len(states) < MOST_REQUESTS and len(request.rid) <= LONGEST_ID:
+                    states.append(self._state(request, state))
+                else:
+                    omitted += 1
+        return wire.RequestsReport(step=self.totals.step, requests=states, omitted=omitted)
+
+    def _state(self, request: Any, state: str) -> wire.RequestState:
+        verdict, own = self.hooks.verdict(request), state_of(request)
+        resident = request.kv_committed_len
+        return wire.RequestState(
+            request=request.rid,
+            state=state,
+            priority=max(-_SAFE, min(_SAFE, int(request.priority or 0))),
+            tags=list(tags_of(request)),
+            rule=verdict.rule,
+            prompt=len(request.origin_input_ids),
+            computed=resident + own.evicted,
+            resident=resident,
+            budget=verdict.keep,
+            evicted_total=own.evicted,
+            rounds=own.rounds,
+        )
+
+    def _running(self) -> list[Any]:
+        batch = self.scheduler.running_batch
+        return [r for r in batch.reqs if not r.finished()] if batch is not None else []
+
     # What happened.
 
     def resident(self, tokens: int) -> None:
@@ -164,13 +268,10 @@ class Reports:
                 )
             )
 
-    def batch(self, plan_seconds: float, round_seconds: float) -> None:
+    def batch(self, plan_seconds: float) -> None:
         """All rounds of a step were launched."""
         self.totals.batches += 1
         self.totals.plan_seconds += plan_seconds
-        # On a GPU this is the time of launching, not of running: only the first is the host's to know.
-        if self.scheduler.device == "cpu":
-            self.totals.round_seconds += round_seconds
 
     def released(self, request: Any, state: RequestState) -> None:
         """A request gave its KV back."""
@@ -203,16 +304,22 @@ class Reports:
             totals.peak_pages = max(totals.peak_pages, self.hooks.slots.used)
         if self.link is None:
             return
+        totals.round_seconds += self.hooks.rounds.clock.take()
+        if self._picture is not None:
+            self._send_picture()
         now = time.monotonic()
         if now >= self._next:
             self._next = now + REPORT_SECONDS
             self.link.report(self.counters())
+        watch = self.link.watch
+        if watch is not None and watch.requests and now >= self._next_requests:
+            self._next_requests = now + REPORT_SECONDS
+            self.link.report_requests(self._request_states())
 
     def counters(self) -> wire.Counters:
         """Totals since the engine started, and the present state."""
         totals, scheduler = self.totals, self.scheduler
-        running = scheduler.running_batch.reqs if scheduler.running_batch is not None else []
-        running = [r for r in running if not r.finished()]
+        running = self._running()
         generated = totals.tokens_generated + sum(len(r.output_ids) for r in running)
         return wire.Counters(
             step=totals.step,

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triattn.engines import observe
+from triattn.engines import kept, observe
+from triattn.engines.clock import RoundClock
 from triattn.engines.policy import PolicyInForce, heads_of, load_statistics, model_shape, scoring_key
 from triattn.engines.sglang import probe
 from triattn.engines.sglang.caches import layer_caches
@@ -71,6 +72,8 @@ class RankRounds:
         """By the number of the document that they carry out."""
         self._prepared: dict[Any, Rounds] = {}
         """By what they were made from."""
+        self.clock = RoundClock(self.device)
+        self._group = scheduler.tp_group if size > 1 else None
         self._alive: deque[tuple[Any, ...]] = deque(maxlen=KEEP_ALIVE)
 
     def use(self, policy: PolicyInForce, *, warm_up: bool = False) -> None:
@@ -130,6 +133,7 @@ class RankRounds:
         ``policies``: number of each plan's document; ``tables``: row i is of plan i.
         """
         alive: list[Any] = [tables, copies]
+        self.clock.start()
         if copies:
             pairs = torch.stack(
                 (torch.cat([c.source for c in copies]), torch.cat([c.destination for c in copies])), dim=1
@@ -141,10 +145,23 @@ class RankRounds:
             batch = RoundBatch.of([plans[i] for i in chosen], tables, chosen)
             alive.append(batch)
             self._of(number).run(batch)
+        self.clock.stop()
         self._alive.append(tuple(alive))
         if observe.observers:
             for index, plan in enumerate(plans):
                 self._observe(plan, tables[index])
+
+    def histogram(self, plan: RoundPlan, table: Tensor) -> Tensor:
+        """What a round kept, int32 [layers, kv_heads of the model, bins] on the device, on the current stream.
+        Every tensor-parallel rank takes part, in the same step."""
+        layers, total = len(self.caches), self.geometry.kv_heads
+        bins = kept.bins_of(layers, total, plan.computed)
+        counts = kept.histogram(self.positions, table, plan.keep, plan.computed, bins)
+        if self._group is None:
+            return counts
+        counts = self._group.all_gather(counts, dim=1)
+        # Fewer heads than ranks: each head is on several of them.
+        return counts[:, :: max(1, counts.shape[1] // total)]
 
     def _of(self, number: int) -> Rounds:
         rounds = self._rounds[number]
@@ -152,13 +169,13 @@ class RankRounds:
         return rounds
 
     def _observe(self, plan: RoundPlan, table: Tensor) -> None:
-        kept = self.positions[:, :, table[: plan.keep].long(), 0].long()
+        positions = self.positions[:, :, table[: plan.keep].long(), 0].long()
         observe.notify(
             observe.RoundRecord(
                 request_id=plan.request_id,
                 computed=plan.computed,
                 evicted_total=plan.evicted + plan.resident - plan.keep,
-                kept=kept.cpu(),
+                kept=positions.cpu(),
                 rank=self.rank,
             )
         )

@@ -19,7 +19,7 @@ import torch
 from triattn.config import Settings
 from triattn.engines.policy import PolicyInForce, check_policy, model_shape
 from triattn.engines.sglang import probe
-from triattn.engines.sglang.reports import Reports
+from triattn.engines.sglang.reports import Reports, Watched
 from triattn.engines.sglang.requests import RequestState, own_budget, state_of, tags_of
 from triattn.engines.sglang.rounds import RankRounds
 from triattn.engines.sglang.slots import Slots, Truncated
@@ -45,6 +45,8 @@ class SchedulerHooks:
         self.compressed = 0
         """Requests with E > 0 that hold KV."""
         self._positions_due = False
+        self.watched: str | None = None
+        """The request whose rounds are to be shown."""
         self.reports = Reports(self, settings)
         self._use(
             self._agreed(self.reports.first_policy(settings) if self.first_rank else None), warm_up=True
@@ -88,9 +90,10 @@ class SchedulerHooks:
         self._can_compress = [policy.can_compress(number) for number in range(len(policy.documents))]
         self._generation += 1
 
-    def policy_to_broadcast(self) -> PolicyInForce | None:
-        """On the first rank, a policy that has arrived; it travels to the others like a request."""
-        return self.reports.poll_policy()
+    def to_broadcast(self) -> list[Any]:
+        """On the first rank, what has arrived from the control plane; it travels to the others like a request."""
+        policy, watched = self.reports.poll_policy(), self.reports.poll_watched()
+        return [message for message in (policy, watched) if message is not None]
 
     # Requests -------------------------------------------------------------------------------------
 
@@ -132,11 +135,15 @@ class SchedulerHooks:
         process, cache_finished = scheduler.process_input_requests, tree.cache_finished_req
 
         def process_input_requests(received: list[Any]) -> Any:
-            arrived = [r for r in received if isinstance(r, PolicyInForce)]
-            if arrived:
-                received = [r for r in received if not isinstance(r, PolicyInForce)]
-                self._use(arrived[-1])
-                self.reports.in_force(arrived[-1])
+            own = [r for r in received if isinstance(r, (PolicyInForce, Watched))]
+            if own:
+                received = [r for r in received if not isinstance(r, (PolicyInForce, Watched))]
+            for message in own:
+                if isinstance(message, Watched):
+                    self.watched = message.request_id
+                else:
+                    self._use(message)
+                    self.reports.in_force(message)
             return process(received)
 
         def get_next_batch_to_run(*args: Any, **kwargs: Any) -> Any:
@@ -244,12 +251,15 @@ class SchedulerHooks:
         planned = time.perf_counter()
         with self._after_forward():
             self.rounds.run(plans, policies, tables, copies)
+            for index, plan in enumerate(plans):
+                if plan.request_id == self.watched and self.reports.may_show():
+                    self.reports.show(plan, self.rounds.histogram(plan, tables[index]))
         for truncated in done:
             for release in truncated.release:
                 release()
         for plan, truncated in zip(plans, done, strict=True):
             self.reports.round(plan, truncated.copied)
-        self.reports.batch(planned - started, time.perf_counter() - planned)
+        self.reports.batch(planned - started)
 
     def _count(self, request: Any, state: RequestState, plan: RoundPlan) -> None:
         if not state.evicted:

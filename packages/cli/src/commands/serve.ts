@@ -2,6 +2,7 @@ import { ConfigError } from "@triattn/control";
 import { Command, Option } from "commander";
 import type { Logger } from "pino";
 import { ExitCode } from "../errors.ts";
+import { BACKENDS, type BackendName } from "../serve/backends.ts";
 import { createLogger, LOG_LEVELS, type LogLevel } from "../serve/logger.ts";
 import { describe, explain, jsonOutput, type Output, textOutput, toJson } from "../serve/output.ts";
 import { prepare, type ServePlan } from "../serve/prepare.ts";
@@ -14,7 +15,7 @@ interface Flags {
   interval?: number;
   policy?: string;
   stats?: string;
-  backend?: "vllm";
+  backend?: BackendName;
   python?: string;
   dashboard?: boolean | string;
   dashboardToken?: string;
@@ -39,7 +40,7 @@ export function wholeNumber(flag: string, least: number): (text: string) => numb
 
 export function serveCommand(): Command {
   const command = new Command("serve")
-    .description("Serve a model with vLLM, each request's KV cache kept inside a budget.")
+    .description("Serve a model with vLLM or SGLang, each request's KV cache kept inside a budget.")
     .argument("<model>", "a model directory, or a name on the Hugging Face hub")
     .argument(
       "[engine flags...]",
@@ -63,7 +64,7 @@ export function serveCommand(): Command {
       "--stats <file|name>",
       "statistics of the model's queries (default: those that belong to the model)",
     )
-    .addOption(new Option("--backend <engine>", "the engine").choices(["vllm"]).default("vllm"))
+    .addOption(new Option("--backend <engine>", "the engine").choices(BACKENDS).default("vllm"))
     .option("--python <path>", "the Python that has the engine, or its environment's directory")
     .option(
       "--dashboard [host:port]",
@@ -110,7 +111,10 @@ export function serveCommand(): Command {
   return withHelp(command, {
     ok: "ended by itself without error",
     codes: [[2, "a flag, policy, budget or statistics file cannot be used"], 3, 4],
-    examples: ["triattn serve Qwen/Qwen3-8B --budget 2048 -- --port 8001 --max-model-len 32768"],
+    examples: [
+      "triattn serve Qwen/Qwen3-8B --budget 2048 -- --port 8001 --max-model-len 32768",
+      "triattn serve Qwen/Qwen3-8B --backend sglang --budget 2048 -- --context-length 32768",
+    ],
   });
 }
 

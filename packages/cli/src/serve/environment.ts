@@ -1,5 +1,6 @@
 import { delimiter } from "node:path";
 import type { PolicyDocument } from "@triattn/protocol";
+import { type Backend, backendOf } from "./backends.ts";
 import { TOKEN_VARIABLE } from "./dashboard.ts";
 
 const PLUGIN = "triattn";
@@ -15,6 +16,7 @@ export interface EngineVariables {
 export function engineVariables(
   { plugin, policy, statistics }: EngineVariables,
   environment: NodeJS.ProcessEnv,
+  { pluginsVariable }: Backend = backendOf("vllm"),
 ): Record<string, string | undefined> {
   const inherited = environment.PYTHONPATH;
   // The policy is in force already; the engine would name each of them as not read.
@@ -30,15 +32,15 @@ export function engineVariables(
     // What the engine prepares for while it starts; the policy itself comes through the socket.
     TRIATTN_POLICY: JSON.stringify(policy),
     TRIATTN_STATS: statistics ?? undefined,
-    ...allowed(environment.VLLM_PLUGINS),
+    ...allowed(pluginsVariable, environment[pluginsVariable]),
   };
 }
 
-/** VLLM_PLUGINS, where it is set, lists the plugins that vLLM loads. */
-function allowed(plugins: string | undefined): { VLLM_PLUGINS?: string } {
+/** VLLM_PLUGINS or SGLANG_PLUGINS, where it is set, lists the plugins that the engine loads. */
+function allowed(variable: string, plugins: string | undefined): Record<string, string> {
   if (plugins === undefined) return {};
   const names = plugins.split(",").filter((name) => name !== "");
-  return names.includes(PLUGIN) ? {} : { VLLM_PLUGINS: [...names, PLUGIN].join(",") };
+  return names.includes(PLUGIN) ? {} : { [variable]: [...names, PLUGIN].join(",") };
 }
 
 /** The whole environment: the inherited one with the changes made. */

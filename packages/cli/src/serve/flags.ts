@@ -1,5 +1,6 @@
 import { readFileSync } from "node:fs";
 import { ConfigError } from "@triattn/control";
+import { type Backend, backendOf } from "./backends.ts";
 
 /** What triattn itself has to know of the engine's flags; all of them pass through untouched. */
 export interface EngineFlags {
@@ -15,8 +16,6 @@ export interface EngineFlags {
   /** Seconds that the engine takes to let its requests finish. */
   readonly shutdownSeconds: number;
 }
-
-const DEFAULT_PORT = 8000;
 
 /** The values of flags, as `--flag value` or `--flag=value`, dashes and underscores alike; the last one counts. */
 function values(flags: readonly string[]): Map<string, string> {
@@ -60,26 +59,27 @@ export function engineFlagValues(flags: readonly string[]): ReadonlyMap<string, 
 }
 
 /** Throws ConfigError for flags that triattn sets itself, and for values it cannot read. */
-export function readEngineFlags(flags: readonly string[]): EngineFlags {
+export function readEngineFlags(flags: readonly string[], backend: Backend = backendOf("vllm")): EngineFlags {
   const given = values(flags);
-  const model = given.get("model");
-  if (model !== undefined) {
-    throw new ConfigError("--model", model, "name the model before the --: triattn serve MODEL -- FLAGS");
+  for (const name of ["model", backend.modelFlag.slice(2)]) {
+    const model = given.get(name);
+    if (model === undefined) continue;
+    throw new ConfigError(`--${name}`, model, "name the model before the --: triattn serve MODEL -- FLAGS");
   }
   const all = engineFlagValues(flags);
   const text = (name: string) => all.get(name) || undefined;
   const port = text("port");
-  const block = text("block-size");
-  const bind = text("host");
+  const block = text(backend.blockFlag);
+  const bind = text("host") ?? backend.host;
   const everywhere = bind === undefined || bind === "0.0.0.0" || bind === "::";
   const shutdown = Number(text("shutdown-timeout") ?? 0);
   return {
     host: everywhere ? "127.0.0.1" : bind,
     bind,
-    port: port === undefined ? DEFAULT_PORT : whole("port", port, 0, 65535),
+    port: port === undefined ? backend.port : whole("port", port, 0, 65535),
     uds: text("uds"),
     tls: text("ssl-keyfile") !== undefined,
-    blockSize: block === undefined ? undefined : whole("block-size", block, 1, 65536),
+    blockSize: block === undefined ? undefined : whole(backend.blockFlag, block, 1, 65536),
     shutdownSeconds: Number.isFinite(shutdown) ? shutdown : 0,
   };
 }

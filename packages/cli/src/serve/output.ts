@@ -1,6 +1,7 @@
 import { FieldError } from "@triattn/control";
 import { DEFAULT_HTTP_PORT, type PolicyDocument } from "@triattn/protocol";
 import { EngineDied, ExitCode, exitCodeOf } from "../errors.ts";
+import { backendOf } from "./backends.ts";
 import type { EngineExit, Stream } from "./engine-process.ts";
 import type { ServePlan } from "./prepare.ts";
 import type { Served } from "./serve.ts";
@@ -55,7 +56,7 @@ export function explain(plan: ServePlan): string {
     return `${name}=${name === "TRIATTN_POLICY" ? "(the policy)" : quote(value)}`;
   });
   const lines = [
-    ["engine", `vLLM ${engine.version}${from}, Python ${engine.pythonVersion}`],
+    ["engine", `${backendOf(plan.backend).label} ${engine.version}${from}, Python ${engine.pythonVersion}`],
     ["command", [engine.python, ...plan.args].map(quote).join(" ")],
     ["environment", shown.filter((line) => line !== undefined).join(" ")],
     ["policy", `${policyLine(plan.policy)} (${plan.source})`],

