@@ -27,7 +27,7 @@ export async function setupChromium(): Promise<NodeJS.ProcessEnv> {
   return {
     TRIATTN_CHROMIUM: join(unpacked, "chromium"),
     LD_LIBRARY_PATH: [join(unpacked, "al2023", "lib"), process.env.LD_LIBRARY_PATH].filter(Boolean).join(":"),
-    FONTCONFIG_PATH: join(unpacked, "fonts"),
+    FONTCONFIG_FILE: join(unpacked, "fonts.conf"),
   };
 }
 
@@ -45,6 +45,9 @@ async function unpack(stamp: string): Promise<void> {
       env: { ...process.env, TMPDIR: unpacked, AWS_EXECUTION_ENV: "AWS_Lambda_nodejs22.x" },
     });
     if (done.code !== 0 || !existsSync(join(unpacked, "chromium"))) throw failure("unpacking Chromium", done);
+    // Its own names directories that are not there: without a font every text is empty.
+    const fonts = `<dir>${join(unpacked, "fonts")}</dir><cachedir>${join(unpacked, "fonts-cache")}</cachedir>`;
+    writeFileSync(join(unpacked, "fonts.conf"), `<fontconfig>${fonts}</fontconfig>\n`);
     writeFileSync(stamp, PACKAGE);
   });
 }
