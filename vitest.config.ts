@@ -26,7 +26,7 @@ export default defineConfig({
         // The dashboard in a real Chromium; skipped, visibly, where there is none.
         test: {
           name: "browser",
-          include: ["packages/dashboard/test/**/*.browser.test.ts"],
+          include: ["packages/dashboard/test/**/*.browser.test.ts", "test/**/*.browser.test.ts"],
           testTimeout: 60_000,
           maxWorkers: 1,
         },
