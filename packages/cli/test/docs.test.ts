@@ -15,6 +15,15 @@ test("docs/command-line.md names every flag, exit code and variable", async () =
     const synopsis = section.slice(0, section.indexOf("```", section.indexOf("```") + 3));
     for (const { long } of command?.options ?? []) expect(synopsis).toContain(`[${long}`);
   }
+  for (const name of ["bench", "keys"]) {
+    const command = (await createProgram()).commands.find((one) => one.name() === name);
+    const section = text.slice(text.indexOf(`## triattn ${name}`));
+    for (const sub of command?.commands ?? []) {
+      const line = section.slice(section.indexOf(`triattn ${name} ${sub.name()}`));
+      expect(section).toContain(`triattn ${name} ${sub.name()}`);
+      for (const { long } of sub.options) expect(line, `${name} ${sub.name()}`).toContain(`[${long}`);
+    }
+  }
   for (const code of Object.values(ExitCode)) expect(text).toMatch(new RegExp(`^\\| ${code} \\|`, "m"));
   for (const { variable } of referenceEnvironment.rows) expect(text).toContain(`\`${variable}\``);
 });

@@ -139,6 +139,12 @@ test("quantities and cards by the names that people use", () => {
     expect(findGpu(name)).toBe(gpus["4090"]);
   }
   expect(findGpu("A100")).toBe(gpus.a100);
+  // As drivers name them, in reports of benchmarks.
+  expect(findGpu("NVIDIA H100 80GB HBM3")).toBe(gpus.h100);
+  expect(findGpu("NVIDIA H100 NVL")).toBe(gpus["h100-nvl"]);
+  expect(findGpu("NVIDIA A100-SXM4-40GB")).toBe(gpus["a100-40g"]);
+  expect(findGpu("NVIDIA A100-SXM4-80GB")).toBe(gpus.a100);
+  expect(() => findGpu("h1000")).toThrow(/--gpu = h1000/);
 });
 
 test("one clear line for each mistake", async () => {

@@ -40,15 +40,22 @@ export const gpus: Readonly<Record<string, Gpu>> = {
   "3090": gpu("NVIDIA GeForce RTX 3090", 24_576, 936, 71),
 };
 
-/** A GPU by its name here, `rtx4090` and `RTX-4090` alike. Throws ConfigError. */
+const plain = (text: string): string =>
+  text
+    .toLowerCase()
+    .replaceAll(/nvidia|geforce|sxm\d?|80gb?|[^a-z0-9]/g, "")
+    .replace(/^rtx(?=\d{4}$)/, "");
+
+/** A GPU by its name here, `rtx4090` and `RTX-4090` alike, or as the driver names it. Throws ConfigError. */
 export function findGpu(name: string): Gpu {
-  const plain = (text: string) =>
-    text
-      .toLowerCase()
-      .replaceAll(/nvidia|geforce|sxm|80gb?|[^a-z0-9]/g, "")
-      .replace(/^rtx(?=\d{4}$)/, "");
-  const found = Object.entries(gpus).find(([key]) => plain(key) === plain(name));
-  if (found !== undefined) return found[1];
+  const asked = plain(name);
+  const exact = Object.entries(gpus).find(([key]) => plain(key) === asked);
+  if (exact !== undefined) return exact[1];
+  // A driver says more: NVIDIA H100 80GB HBM3, NVIDIA A100-SXM4-40GB. The longest name in it is the card.
+  const within = Object.entries(gpus)
+    .filter(([key]) => /nvidia/i.test(name) && asked.includes(plain(key)))
+    .sort(([a], [b]) => plain(b).length - plain(a).length);
+  if (within[0] !== undefined) return within[0][1];
   throw new ConfigError("--gpu", name, `one of ${Object.keys(gpus).join(", ")}; or --vram with --bandwidth`);
 }
 
