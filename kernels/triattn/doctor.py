@@ -1,6 +1,6 @@
 """What an environment's engine can do under triattn, found by importing it; nothing is started.
 
-    python -m triattn.doctor '{"engine": "vllm", "model": null, "flags": []}'
+    python -m triattn.doctor '{"engine": "vllm|sglang", "model": null, "flags": []}'
 
 With a model that is on this machine, vLLM also reads ``flags`` into its own configuration and triattn checks that.
 The last line printed is the result as JSON; whatever imports print comes before it, or on stderr.
@@ -67,6 +67,21 @@ def hook_vllm() -> None:
     register()
 
 
+def hook_sglang() -> None:
+    """Look for every function that triattn hooks; SGLang itself would only log that one is missing.
+
+    Raises:
+        ConfigError: this SGLang is built differently from what triattn knows.
+    """
+    from triattn.engines.sglang import probe
+
+    probe.check_targets()
+
+
+HOOKS = {"vllm": hook_vllm, "sglang": hook_sglang}
+GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
+
+
 def configure_vllm(model: str, flags: list[str]) -> list[str]:
     """Read a model and flags as ``vllm serve`` does, and check the configuration; names of what is on.
 
@@ -104,13 +119,13 @@ def attempt(check: str, work: Callable[[], Any]) -> dict[str, Any]:
 def examine(engine: str, model: str | None, flags: list[str]) -> dict[str, Any]:
     """Everything that can be found out in this process."""
     outcomes = [attempt("cuda", devices)]
-    if engine == "vllm":
-        outcomes.append(attempt("hooks", hook_vllm))
-        if model is not None and outcomes[-1]["ok"]:
-            outcomes.append(attempt("configuration", lambda: configure_vllm(model, flags)))
+    if engine in HOOKS:
+        outcomes.append(attempt("hooks", HOOKS[engine]))
+    if engine == "vllm" and model is not None and outcomes[-1]["ok"]:
+        outcomes.append(attempt("configuration", lambda: configure_vllm(model, flags)))
     return {
         "versions": versions(),
-        "plugins": plugins(f"{engine}.general_plugins" if engine == "vllm" else f"{engine}.plugins"),
+        "plugins": plugins(GROUPS[engine]) if engine in GROUPS else [],
         "outcomes": outcomes,
     }
 

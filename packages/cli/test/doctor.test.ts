@@ -10,6 +10,7 @@ import { node, ports, sharedMemory, temporary } from "../src/doctor/machine.ts";
 import { policy } from "../src/doctor/policy.ts";
 import type { findingsText } from "../src/doctor/run.ts";
 import { run } from "../src/program.ts";
+import { backendOf } from "../src/serve/backends.ts";
 import { version } from "../src/version.ts";
 import { FakeControlServer, engine as fakeApiEngine } from "./fixtures/control-server.ts";
 import { fakeEngine, python, root, TemporaryDirectory } from "./helpers.ts";
@@ -75,7 +76,7 @@ test("what an engine says of itself", () => {
       judge(
         { ...well, ...changes },
         { ...found, ...more },
-        { model: "m", environment: more.environment ?? {} },
+        { model: "m", environment: more.environment ?? {}, backend: backendOf("vllm") },
       ),
     );
   expect(judged({})).toEqual([
@@ -93,7 +94,7 @@ test("what an engine says of itself", () => {
   ]);
   const plugins = [{ name: "triattention", value: "triattention_vllm:register" }];
   expect(judged({ plugins }).join("\n")).toMatch(
-    /error plugins: triattention .* changes the same parts of vLLM/,
+    /error plugins: triattention .* changes the same parts of the engine/,
   );
   expect(judged({ plugins }, { environment: { VLLM_PLUGINS: "triattn" } }).join("\n")).not.toMatch(/error/);
   const refused = [

@@ -1,10 +1,12 @@
-import { Command } from "commander";
+import { Command, Option } from "commander";
 import { examineMachine, findingsText } from "../doctor/run.ts";
 import { ExitCode } from "../exit-codes.ts";
+import { BACKENDS, type BackendName } from "../serve/backends.ts";
 import { withHelp } from "./help.ts";
 import { readToken } from "./top.ts";
 
 interface Flags {
+  backend: BackendName;
   python?: string;
   model?: string;
   policy?: string;
@@ -21,6 +23,7 @@ export function doctorCommand(): Command {
       "Look at everything that serving needs, and say of each what is wrong and what to do. Changes nothing.",
     )
     .argument("[engine flags...]", "after --: flags that the engine would get")
+    .addOption(new Option("--backend <engine>", "the engine").choices(BACKENDS).default("vllm"))
     .option("--python <path>", "the Python that has the engine, or its environment's directory")
     .option(
       "--model <model>",

