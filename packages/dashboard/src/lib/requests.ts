@@ -11,6 +11,7 @@ export interface Row extends RequestState {
 
 export const COLUMNS = [
   "request",
+  "engineId",
   "state",
   "priority",
   "prompt",

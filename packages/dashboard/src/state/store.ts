@@ -22,6 +22,8 @@ const reports = signal<ReadonlyMap<string, ApiRequests>>(new Map());
 export const kept = signal<ApiKept | null>(null);
 /** Newest last. */
 export const events = signal<readonly ApiEvent[]>([]);
+/** Events that the control plane left out because there were too many at once. */
+export const eventsSkipped = signal(0);
 /** Counts up with every round taken in. */
 export const roundsSeen = signal(0);
 export const rounds = new RoundBook();
@@ -110,6 +112,9 @@ function takeEvents(batch: readonly ApiEvent[]): void {
   if (anew) rounds.clear();
   const fresh = anew || last === undefined ? batch : batch.filter(({ id }) => id > last.id);
   if (fresh.length === 0) return;
+  const first = fresh[0]?.id ?? 0;
+  if (anew) eventsSkipped.value = 0;
+  else if (last !== undefined) eventsSkipped.value += first - last.id - 1;
   for (const event of fresh) rounds.add(event);
   roundsSeen.value += 1;
   const all = anew ? fresh : [...before, ...fresh];

@@ -65,6 +65,17 @@ export function Grid<T>(props: GridProps<T>) {
   const frame = useRef(0);
   useEffect(() => () => cancelAnimationFrame(frame.current), []);
 
+  // A request that a link leads to is brought in sight, once.
+  const brought = useRef(false);
+  const ready = height > 0 && items.length > 0;
+  useEffect(() => {
+    const element = ref.current;
+    if (!ready || brought.current || element === null) return;
+    brought.current = true;
+    const index = selected === null ? -1 : items.findIndex((item) => keyOf(item) === selected);
+    if (index >= 0) element.scrollTop = scrollToRow(index, rowHeight, element.scrollTop, viewport);
+  }, [ready]);
+
   const onScroll = (event: Event) => {
     const element = event.currentTarget as HTMLElement;
     cancelAnimationFrame(frame.current);

@@ -90,11 +90,19 @@ export function Strip() {
 function PolicyMetric() {
   const policy = state.value?.policy;
   if (policy == null) return <Metric label="Policy" value="–" />;
-  const { budget, name } = policy.policy;
+  const controller = state.value?.controller ?? null;
+  const { name } = policy.policy;
+  const budget = controller?.budget ?? policy.policy.budget;
   const rules = policy.rules.length === 0 ? "" : ` · ${plural(policy.rules.length, "rule")}`;
+  const moved =
+    controller && `${full(controller.min)} … ${full(controller.max)} by pressure: ${controller.reason}`;
   return (
-    <Metric label={`Policy ${name}`} value={budget === 0 ? "off" : full(budget)} title={`Policy ${name}`}>
-      budget · rev. {policy.revision}
+    <Metric
+      label={`Policy ${name}`}
+      value={budget === 0 ? "off" : full(budget)}
+      title={moved === null ? `Policy ${name}` : `Policy ${name}; its budget is moved between ${moved}`}
+    >
+      {controller === null ? "budget" : "by pressure"} · rev. {policy.revision}
       {rules}
     </Metric>
   );

@@ -3,7 +3,7 @@ import { useMemo, useState } from "preact/hooks";
 import { describeEvent, KINDS } from "../lib/events.ts";
 import { clock, full } from "../lib/format.ts";
 import { formatRoute } from "../lib/route.ts";
-import { events } from "../state/store.ts";
+import { events, eventsSkipped } from "../state/store.ts";
 import { Grid, type GridColumn } from "../ui/grid.tsx";
 
 const keyOf = (event: ApiEvent): string => `${event.id} ${event.time}`;
@@ -79,6 +79,7 @@ export function Events() {
         <div class="end">
           <span class="muted small">
             {full(shown.length)} of {full(all.length)}
+            {eventsSkipped.value > 0 && `; ${full(eventsSkipped.value)} came too fast to be shown`}
           </span>
           <input
             class="input filter"

@@ -36,6 +36,7 @@ export function Policy() {
   const [applying, setApplying] = useState(false);
   const [outcome, setOutcome] = useState<{ good: string } | { bad: Problem } | null>(null);
   const current = state.value?.policy ?? null;
+  const controller = state.value?.controller ?? null;
   useEffect(() => {
     if (current !== null && (base.peek() === null || (!dirty.peek() && outdated.peek()))) load(current);
   }, [current?.revision]);
@@ -134,6 +135,8 @@ export function Policy() {
           <span class="muted small">
             {current === null ? "No policy is in force." : `In force: revision ${current.revision}`}
             {current !== null && `, ${plural(current.rules.length, "rule")}`}
+            {controller !== null &&
+              `; the pressure controller moves the budget between ${full(controller.min)} and ${full(controller.max)}, now ${full(controller.budget)}: ${controller.reason}`}
           </span>
           <button
             type="button"

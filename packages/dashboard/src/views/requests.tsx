@@ -16,6 +16,7 @@ const COLUMNS: readonly (GridColumn<Row> & { readonly id: Column })[] = [
     rank: 0,
     cell: ({ request }) => <span class="mono clip">{request}</span>,
   },
+  { id: "engineId", title: "Engine", width: 90, grow: 1, rank: 3, cell: ({ engineId }) => engineId },
   {
     id: "state",
     title: "State",
@@ -107,6 +108,9 @@ const COLUMNS: readonly (GridColumn<Row> & { readonly id: Column })[] = [
   },
 ];
 
+/** Where there is one engine, no request need say which. */
+const ALONE = COLUMNS.filter(({ id }) => id !== "engineId");
+
 /** How full its budget is: the bar ends where a round leaves it. */
 function ResidentCell({ row: { resident, budget, computed } }: { readonly row: Row }) {
   const of = budget === 0 ? computed : budget;
@@ -127,6 +131,7 @@ export function Requests() {
   const [filter, setFilter] = useState("");
   const [sort, setSort] = useState<Sort>({ column: "computed", descending: true });
   const all = rows.value;
+  const several = (state.value?.engines.length ?? 0) > 1;
   const shown = useMemo(() => arrange(all, filter, sort), [all, filter, sort]);
   const at = route.value;
   const chosen =
@@ -135,7 +140,7 @@ export function Requests() {
       : null;
   const onSort = (id: string) => {
     const column = id as Column;
-    const text = column === "request" || column === "state" || column === "rule";
+    const text = ["request", "engineId", "state", "rule"].includes(column);
     setSort({ column, descending: sort.column === column ? !sort.descending : !text });
   };
   return (
@@ -160,7 +165,7 @@ export function Requests() {
         </header>
         <Grid
           label="Requests"
-          columns={COLUMNS}
+          columns={several ? COLUMNS : ALONE}
           items={shown}
           keyOf={rowKey}
           selected={chosen === null ? null : keyOf(chosen.engineId, chosen.request)}

@@ -1,6 +1,16 @@
 import type { ApiEvent } from "@triattn/protocol";
 import { expect, test } from "vitest";
-import { events, fullKv, rounds, rows, state, take, telemetry, totals } from "../../src/state/store.ts";
+import {
+  events,
+  eventsSkipped,
+  fullKv,
+  rounds,
+  rows,
+  state,
+  take,
+  telemetry,
+  totals,
+} from "../../src/state/store.ts";
 import { Simulation } from "../fake/simulation.ts";
 
 const event = (id: number, time: string): ApiEvent => ({
@@ -16,6 +26,8 @@ test("events come once, in order; a new control plane's start the log anew", () 
   take("events", [event(1, "2026-01-01T00:00:01Z"), event(2, "2026-01-01T00:00:02Z")]);
   take("events", [event(2, "2026-01-01T00:00:02Z"), event(3, "2026-01-01T00:00:03Z")]);
   expect(events.value.map(({ id }) => id)).toEqual([1, 2, 3]);
+  take("events", [event(9, "2026-01-01T00:00:04Z")]);
+  expect(eventsSkipped.value).toBe(5);
   take("events", [event(1, "2026-01-01T00:01:00Z")]);
   expect(events.value.map(({ time }) => time)).toEqual(["2026-01-01T00:01:00Z"]);
 });
