@@ -269,7 +269,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
       model: name,
       engine: rows.batches.findLast(({ batch }) => batch.engine !== undefined)?.batch.engine ?? null,
       ...{ seed, interval, window },
-      seconds: Number(seconds().toFixed(1)),
+      seconds: Number(rows.batches.reduce((sum, { batch }) => sum + batch.seconds, 0).toFixed(1)),
       descriptions: Object.fromEntries(tasks.map((task) => [task.name, task.description])),
       measures: Object.fromEntries(tasks.map((task) => [task.name, task.measures])),
       tasks: results,

@@ -20,7 +20,7 @@ export interface Result {
   readonly tokensEvicted: number;
   readonly tokensGenerated: number;
   readonly preemptions: number;
-  /** Whole batch: prefill, decode and grading; null where a run was resumed in the middle of it. */
+  /** Whole batch, prefill included; null where texts are scored, and where a run was resumed in the middle of it. */
   readonly tokensPerSecond: number | null;
   /** Mean of each measure. */
   readonly figures: Readonly<Record<string, number>>;
@@ -36,6 +36,7 @@ export interface EvalReport {
   readonly seed: number;
   readonly interval: number;
   readonly window: number;
+  /** Of all batches; starts of engines aside. */
   readonly seconds: number;
   readonly descriptions: Readonly<Record<string, string>>;
   readonly measures: Readonly<Record<string, readonly Measure[]>>;
@@ -81,7 +82,8 @@ export function summarize(
       seed,
     );
   };
-  const counted = values.every((v) => v === 0 || v === 1);
+  // Right or wrong; everything else is a figure of its own size.
+  const counted = first.name === "exact";
   const ran = batches.filter((batch) => batch.task === task.name && batch.arm === arm.label);
   const measured = sum(ran.map(({ batch }) => batch.generatedTokens));
   const tokensGenerated = sum([...own.values()].map((row) => row.generatedTokens));
@@ -104,7 +106,9 @@ export function summarize(
     tokensGenerated,
     preemptions: sum(ran.map(({ batch }) => batch.preemptions)),
     tokensPerSecond:
-      measured === tokensGenerated ? measured / sum(ran.map(({ batch }) => batch.seconds)) : null,
+      task.profile === "generate" && measured === tokensGenerated
+        ? measured / sum(ran.map(({ batch }) => batch.seconds))
+        : null,
     figures,
     versusFull: versus(arms.find(({ keep }) => keep === null)),
     versusRandom: versus(randomBeside(arm, arms)),
@@ -124,11 +128,17 @@ const number = (value: number) =>
   Number.isInteger(value) ? String(value) : Math.abs(value) < 10 ? value.toFixed(3) : value.toFixed(1);
 const interval = ([low, high]: Interval) => `${number(low)}–${number(high)}`;
 
+/** Items that have to differ for anything to be said: fewer, and even the same sign on all of them has p > 0.05. */
+export const LEAST_DIFFERENT = 6;
+
 /** What an interval says: a win, a loss, or that it does not tell. */
-export function verdict({ difference, ci95: [low, high] }: Comparison, better: Measure["better"]): string {
+export function verdict(comparison: Comparison, better: Measure["better"]): string {
+  const { difference, ci95, above, below } = comparison;
+  const [low, high] = ci95;
   const sign = better === "more" ? 1 : -1;
+  if (above + below > 0 && above + below < LEAST_DIFFERENT) return "too few to tell";
   if (low > 0 || high < 0) return difference * sign > 0 ? "BETTER" : "WORSE";
-  return difference === 0 ? "same" : "not told apart";
+  return above + below === 0 ? "same" : "not told apart";
 }
 
 function fit(rows: readonly (readonly string[])[]): string[] {

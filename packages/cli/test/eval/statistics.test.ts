@@ -1,6 +1,7 @@
 import { expect, test } from "vitest";
 import { bootstrap, compare, wilson } from "../../src/eval/bootstrap.ts";
 import { Progress } from "../../src/eval/progress.ts";
+import { verdict } from "../../src/eval/report.ts";
 import type { Row } from "../../src/eval/rows.ts";
 import { coarseKl, fidelityTask } from "../../src/eval/tasks/fidelity.ts";
 
@@ -42,6 +43,16 @@ test("paired: differences of the same items, not of the means", () => {
   expect([difference, ...ci95]).toEqual([0.1, 0.1, 0.1].map((v) => expect.closeTo(v)));
   expect([above, below]).toEqual([40, 0]);
   expect(() => compare([1], [1, 2], 0)).toThrow(RangeError);
+});
+
+test("what is said of an interval: nothing where too few items differ", () => {
+  const of = (n: number, by: number) => compare(Array(n).fill(by), Array(n).fill(0), 0);
+  expect(verdict(of(6, 1), "more")).toBe("BETTER");
+  expect(verdict(of(6, 1), "less")).toBe("WORSE");
+  expect(verdict(of(6, -1), "more")).toBe("WORSE");
+  expect(verdict(of(5, 1), "more")).toBe("too few to tell");
+  expect(verdict(of(6, 0), "more")).toBe("same");
+  expect(verdict(compare([1, -1, 1, -1, 1, -1], Array(6).fill(0), 0), "more")).toBe("not told apart");
 });
 
 test("wilson: against published values", () => {
