@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from msgspec.structs import replace
 
 from triattn import wire
 from triattn.config import preset
-from triattn.engines.policy import PolicyInForce, load_statistics, scoring_key
+from triattn.engines.policy import PolicyInForce, check_policy, load_statistics, scoring_key
 from triattn.errors import ConfigError
+from triattn.policies import ModelShape, Policy
+from triattn.rules import Rules
 from triattn.statistics import Statistics
 
 STATS = Path(__file__).parents[2] / "stats" / "smollm2-135m-instruct.safetensors"
@@ -88,3 +91,36 @@ def test_an_unchanged_file_is_read_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_no_file_is_refused(path: str) -> None:
     with pytest.raises(ConfigError, match="statistics = "):
         load_statistics(path, Statistics.load(STATS).model)
+
+
+def checked(terms: list[Any], **options: Any) -> None:
+    model = Statistics.load(STATS).model
+    shape = ModelShape(
+        layer_ids=tuple(range(model.layers)),
+        kv_head_ids=tuple(range(model.kv_heads)),
+        query_head_ids=tuple(range(model.query_heads)),
+        head_dim=model.head_dim,
+        rotary_dim=model.rotary.dim,
+        inv_freq=torch.ones(model.rotary.dim // 2),
+        attention_scaling=1.0,
+    )
+    policy = in_force(terms=terms, normalize="each")
+    check_policy(policy, Rules.of(policy, 16), model, shape, **options)
+
+
+TWICE = [wire.TrigTerm(max_offset=4), wire.TrigTerm(max_offset=8)]
+
+
+def test_terms_without_a_kernel_are_refused_where_kernels_run() -> None:
+    checked(TWICE)
+    with pytest.raises(ConfigError, match="each kind of term can stand once"):
+        checked(TWICE, kernels=True)
+    checked(TWICE[:1], kernels=True)
+
+
+def test_what_is_known_to_work_is_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: set[Any] = set()
+    checked(TWICE[:1], kernels=True, known=known)
+    assert len(known) == 2
+    monkeypatch.setattr(Policy, "validate", lambda *_, **__: pytest.fail("looked at again"))
+    checked(TWICE[:1], kernels=True, known=known)

@@ -90,6 +90,9 @@ def heads_of(heads: int, size: int, rank: int) -> list[int]:
     return [rank * heads // size]
 
 
+MOST_KNOWN = 64
+"""Policies that an engine remembers to have found good."""
+
 Signature = tuple[str, int, int, int]
 """Path, modification time, size and inode: another file, or another content."""
 
@@ -149,11 +152,16 @@ def check_policy(
     shape: ModelShape,
     tp_size: int = 1,
     pp_size: int = 1,
+    *,
+    kernels: bool = False,
+    known: set[Any] | None = None,
 ) -> None:
     """Refuse a policy that this engine could not carry out.
 
     Args:
         rules: of this policy; shape: of the whole model.
+        kernels: rounds run as Triton kernels, which do not have every combination of terms.
+        known: what earlier calls with the same other arguments found to work; it is not looked at again.
 
     Raises:
         ConfigError: with the field, its value and the remedy.
@@ -173,4 +181,15 @@ def check_policy(
             )
         elif scoring.needs_statistics:
             continue
+        key = scoring_key(policy, number)
+        if known is not None and key in known:
+            continue
         scoring.validate(shape, tp_size=tp_size, pp_size=pp_size, statistics=statistics)
+        if kernels:
+            from triattn.ops.program import compile_policy
+
+            compile_policy(scoring, shape, statistics, torch.device("cpu"))
+        if known is not None:
+            if len(known) >= MOST_KNOWN:
+                known.clear()
+            known.add(key)

@@ -59,6 +59,7 @@ class SchedulerHooks:
         self.link: EngineLink | None = None
         self._to_ship: PolicyInForce | None = None
         self._next_report = self._next_requests = self._next_picture = 0.0
+        self._known_good: set[Any] = set()
         self.shape = model_shape(self.config.model_config.hf_text_config, self.geometry)
 
         first = PolicyInForce(0, settings.policy, settings.statistics) if settings.policy else None
@@ -114,6 +115,8 @@ class SchedulerHooks:
             self.shape,
             tp_size=parallel.tensor_parallel_size,
             pp_size=parallel.pipeline_parallel_size,
+            kernels=probe.uses_kernels(self.config.device_config.device_type),
+            known=self._known_good,
         )
         check_room(
             rules,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,8 +101,7 @@ class RankRounds:
         if path is not None:
             statistics = load_statistics(path, self.geometry)
             statistics = statistics.part(self.shape.layer_ids, _as_slice(self.query_heads))
-        # Interpreted kernels on a CPU are for tests: correct, and thousands of times slower than torch.
-        if self.device.type == "cpu" and os.environ.get("TRIATTN_ROUNDS") != "triton":
+        if not probe.uses_kernels(self.device.type):
             from triattn.ops.torch_rounds import TorchRounds
 
             return TorchRounds(self.caches, self.positions, self.shape, policy, statistics)
