@@ -16,10 +16,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+EXPERTS_PER_TOKEN = 2
+
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Shape of a tiny model; ``family`` is "llama" or "qwen3" (with q_norm and k_norm)."""
+    """Shape of a tiny model; ``family`` is "llama", "qwen3" (with q_norm and k_norm) or "qwen3_moe" (the same with
+    a mixture of experts, two of which see each token)."""
 
     name: str
     family: str = "llama"
@@ -29,6 +32,7 @@ class ModelSpec:
     head_dim: int = 64
     hidden: int = 128
     intermediate: int = 192
+    experts: int = 0
     vocab: int = 256
     max_len: int = 4096
     rotary: dict = field(
@@ -66,6 +70,7 @@ SPECS = {
                 "original_max_position_embeddings": 1024,
             },
         ),
+        ModelSpec("moe", family="qwen3_moe", layers=2, intermediate=96, experts=4),
         ModelSpec("soak", layers=2, query_heads=4, kv_heads=1, hidden=64, intermediate=64),
     )
 }
@@ -73,8 +78,22 @@ SPECS = {
 
 def config(spec: ModelSpec) -> dict:
     """The checkpoint's config.json."""
+    architectures = {
+        "llama": "LlamaForCausalLM",
+        "qwen3": "Qwen3ForCausalLM",
+        "qwen3_moe": "Qwen3MoeForCausalLM",
+    }
+    experts = {
+        "num_experts": spec.experts,
+        "num_experts_per_tok": EXPERTS_PER_TOKEN,
+        "moe_intermediate_size": spec.intermediate,
+        "norm_topk_prob": True,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    }
     return {
-        "architectures": [{"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}[spec.family]],
+        **(experts if spec.experts else {}),
+        "architectures": [architectures[spec.family]],
         "model_type": spec.family,
         "hidden_size": spec.hidden,
         "intermediate_size": spec.intermediate,
@@ -123,11 +142,16 @@ def weights(spec: ModelSpec) -> dict[str, torch.Tensor]:
             at + "self_attn.k_proj.weight": normal(kv_size, spec.hidden, gain=gain),
             at + "self_attn.v_proj.weight": normal(kv_size, spec.hidden, gain=1.5),
             at + "self_attn.o_proj.weight": normal(spec.hidden, q_size),
-            at + "mlp.gate_proj.weight": normal(spec.intermediate, spec.hidden),
-            at + "mlp.up_proj.weight": normal(spec.intermediate, spec.hidden),
-            at + "mlp.down_proj.weight": normal(spec.hidden, spec.intermediate),
         }
-        if spec.family == "qwen3":
+        for mlp in [f"{at}mlp.experts.{i}." for i in range(spec.experts)] or [f"{at}mlp."]:
+            tensors |= {
+                mlp + "gate_proj.weight": normal(spec.intermediate, spec.hidden),
+                mlp + "up_proj.weight": normal(spec.intermediate, spec.hidden),
+                mlp + "down_proj.weight": normal(spec.hidden, spec.intermediate),
+            }
+        if spec.experts:
+            tensors[at + "mlp.gate.weight"] = normal(spec.experts, spec.hidden, gain=2.0)
+        if spec.family != "llama":
             tensors[at + "self_attn.q_norm.weight"] = scale(spec.head_dim, 1.3)
             tensors[at + "self_attn.k_norm.weight"] = scale(spec.head_dim, 1.3)
     return tensors

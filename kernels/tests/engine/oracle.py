@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .models import ModelSpec, config, load_weights
+from .models import EXPERTS_PER_TOKEN, ModelSpec, config, load_weights
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Oracle:
             return (hidden @ self.weights[f"{at}{name}_proj.weight"].T).view(-1, count, spec.head_dim)
 
         q, k, v = heads("q", spec.query_heads), heads("k", spec.kv_heads), heads("v", spec.kv_heads)
-        if spec.family == "qwen3":
+        if spec.family != "llama":
             q, k = self._norm(q, at + "q_norm.weight"), self._norm(k, at + "k_norm.weight")
         q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
         return self._rotate(q, positions), self._rotate(k, positions), v
@@ -152,8 +152,18 @@ class Oracle:
         at, w = f"model.layers.{layer}.", self.weights
         x = x + attended.transpose(0, 1).reshape(x.shape[0], -1) @ w[at + "self_attn.o_proj.weight"].T
         h = self._norm(x, at + "post_attention_layernorm.weight")
-        gate = torch.nn.functional.silu(h @ w[at + "mlp.gate_proj.weight"].T)
-        return x + (gate * (h @ w[at + "mlp.up_proj.weight"].T)) @ w[at + "mlp.down_proj.weight"].T
+        if not self.spec.experts:
+            return x + self._mlp(h, f"{at}mlp.")
+        chance, chosen = (h @ w[at + "mlp.gate.weight"].T).softmax(-1).topk(EXPERTS_PER_TOKEN)
+        share = torch.zeros(len(h), self.spec.experts).scatter_(
+            1, chosen, chance / chance.sum(-1, keepdim=True)
+        )
+        parts = [self._mlp(h, f"{at}mlp.experts.{i}.") for i in range(self.spec.experts)]
+        return x + torch.einsum("te,eth->th", share, torch.stack(parts))
+
+    def _mlp(self, h: torch.Tensor, at: str) -> torch.Tensor:
+        gate = torch.nn.functional.silu(h @ self.weights[at + "gate_proj.weight"].T)
+        return (gate * (h @ self.weights[at + "up_proj.weight"].T)) @ self.weights[at + "down_proj.weight"].T
 
     def embed(self, tokens: Sequence[int]) -> torch.Tensor:
         """Hidden states [T, hidden] before the first layer."""

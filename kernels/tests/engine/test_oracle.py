@@ -63,7 +63,7 @@ def deleting_cache(oracle: Oracle, tokens: list[int], rounds: list[Round], prefi
     return torch.cat(rows)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3", "mha", "yarn"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mha", "yarn", "moe"])
 def test_without_rounds_it_is_transformers(name: str) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -43,6 +43,7 @@ POLICIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "layer-max": ("llama", "keydiff", {"selection": "per_head", "layerAggregation": "max"}),
     "random-union": ("llama", "random", {"selection": "union", "seed": 7}),
     "generated-only": ("llama", "keydiff", {"countPrompt": False, "budget": 44}),
+    "experts": ("moe", "blend", {}),
     "nothing-pinned": ("llama", "keydiff", {"pin": {"prompt": False, "sinks": 0, "window": 0}}),
 }
 WITH_KERNELS = [*list(POLICIES)[:5], "superseded", "vase", "triattention-redundancy", "segments", "reserve"]

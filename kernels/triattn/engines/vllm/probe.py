@@ -167,6 +167,47 @@ def check_scheduler(scheduler: Any) -> int:
     return group
 
 
+_RUNNER_V1 = (
+    "execute_model",
+    "sample_tokens",
+    "_prepare_inputs",
+    "requests",
+    "input_batch",
+    "seq_lens",
+    "optimistic_seq_lens_cpu",
+)
+
+
+def check_runner_v1(runner: Any) -> None:
+    """Refuse a V1 model runner, on a CPU or a GPU, whose lengths and slots are not where they are expected.
+
+    Attention must read its lengths from one buffer on the runner's device, whose address full CUDA graphs have
+    captured, after ``_prepare_inputs`` filled it; slots must come from ``compute_slot_mapping``.
+
+    Raises:
+        ConfigError: naming what is different.
+    """
+    _require(runner, _RUNNER_V1)
+    table = runner.input_batch.block_table[0]
+    _require(runner.input_batch.block_table, ("compute_slot_mapping",))
+    _require(table, ("block_table", "block_size", "num_blocks_per_row"))
+    for name, device in (("seq_lens", runner.device.type), ("optimistic_seq_lens_cpu", "cpu")):
+        found = getattr(getattr(runner, name), "device", None)
+        if getattr(found, "type", None) != device:
+            _refuse(
+                f"{type(runner).__name__}.{name}",
+                f"on {found}",
+                f"vLLM {engine_version()} is built differently from what triattn knows; "
+                "use a vLLM that it supports, or its V2 runner (VLLM_USE_V2_MODEL_RUNNER=1)",
+            )
+    if getattr(runner, "cascade_attn_enabled", False):
+        _refuse(
+            "disable_cascade_attn",
+            False,
+            "cascade attention is not supported; leave --disable-cascade-attn on, as it is by default",
+        )
+
+
 def capabilities(config: Any) -> list[str]:
     """Names of what is on in this engine, for the control plane to show."""
     scheduler, cache = config.scheduler_config, config.cache_config

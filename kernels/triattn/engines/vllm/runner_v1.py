@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from triattn.config import ConfigError
+from triattn.engines.vllm import probe
 from triattn.engines.vllm.worker import RankRounds, StagedRound, build_rounds
 from triattn.plan import RoundPlan, cdiv
 
@@ -22,6 +23,7 @@ class RunnerV1:
     """State and wraps of one V1 runner instance."""
 
     def __init__(self, runner: Any) -> None:
+        probe.check_runner_v1(runner)
         self.runner = runner
         self.rounds: RankRounds = build_rounds(runner, runner.kv_cache_config)
         self.block_size = self.rounds.block_size
@@ -114,7 +116,7 @@ class RunnerV1:
             return original(scheduler_output, num_scheduled_tokens, *args, **kwargs)
         tables = batch.block_table
         compute = tables.compute_slot_mapping
-        by_token = torch.from_numpy(np.repeat(shift, num_scheduled_tokens).astype(np.int64))
+        by_token = self.rounds.stage(np.repeat(shift, num_scheduled_tokens).astype(np.int64))
         by_token = by_token.to(runner.device, non_blocking=True)
 
         def compute_shifted(num_reqs: int, query_start_loc: torch.Tensor, positions: torch.Tensor) -> Any:
@@ -125,7 +127,7 @@ class RunnerV1:
             result = original(scheduler_output, num_scheduled_tokens, *args, **kwargs)
         finally:
             del tables.compute_slot_mapping
-        by_request = torch.from_numpy(shift)
+        by_request = self.rounds.stage(shift)
         runner.optimistic_seq_lens_cpu[:requests] -= by_request
         runner.seq_lens[:requests] -= by_request.to(runner.device, non_blocking=True)
         return result
