@@ -128,7 +128,7 @@ interface Completion {
   text: string;
 }
 
-async function complete(url: unknown, tokens: number, budget?: unknown): Promise<Completion> {
+async function complete(url: unknown, tokens: number, budget?: unknown, tags?: unknown): Promise<Completion> {
   const response = await fetch(`${url}/v1/chat/completions`, {
     method: "POST",
     headers: { "content-type": "application/json" },
@@ -138,7 +138,7 @@ async function complete(url: unknown, tokens: number, budget?: unknown): Promise
       max_tokens: tokens,
       ignore_eos: true,
       temperature: 0,
-      ...(budget === undefined ? {} : { vllm_xargs: { triattn_budget: budget } }),
+      vllm_xargs: { triattn_budget: budget, triattn_tags: tags },
     }),
   });
   return { status: response.status, text: await response.text() };
@@ -173,7 +173,14 @@ test("a real engine serves, each request inside its budget, and stops in order",
     expect([budget, answer.status]).toEqual([budget, 400]);
     expect(answer.text).toMatch(reason);
   }
+  for (const tags of [7, "a,,b", ["x".repeat(65)]]) {
+    const answer = await complete(ready.url, 4, undefined, tags);
+    expect([tags, answer.status]).toEqual([tags, 400]);
+    expect(answer.text).toMatch(/triattn_tags.*must be up to 16 tags/);
+  }
   expect((await complete(ready.url, 4)).status).toBe(200);
+  expect((await complete(ready.url, 4, 192, "batch, low")).status).toBe(200);
+  expect((await complete(ready.url, 4, undefined, ["batch", "low"])).status).toBe(200);
 
   expect(processes(run).map(({ command }) => command.split(" ")[0])).toEqual(
     expect.arrayContaining(["VLLM::EngineCore", "VLLM::Worker"]),

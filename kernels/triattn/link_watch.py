@@ -25,6 +25,8 @@ class Watching:
     def grant(self, watch: wire.Watch, step: int | None) -> None:
         """Watch for so many seconds from now; 0 ends it. ``step``: the last one that began; None: none has."""
         new = self.current is None or not self.current.requests
+        if self.current is None or self.current.kept != watch.kept:
+            self._kept_sent = self._kept  # of another request
         self._until = time.monotonic() + watch.seconds
         self.current = watch if watch.seconds and (watch.requests or watch.kept is not None) else None
         if new and watch.requests:

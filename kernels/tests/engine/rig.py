@@ -171,7 +171,7 @@ def run(scenario: Scenario, timeout: float = 240) -> Run:
     checkpoint(scenario.spec)
     if scenario.runner not in _zygotes:
         _zygotes[scenario.runner] = Zygote(scenario.runner)
-    return _zygotes[scenario.runner].run(scenario, timeout)
+    return _zygotes[scenario.runner].run(scenario, timeout * scenario.tp)
 
 
 def oracle_log_probs(run: Run, outcome: Outcome, rounds: dict[int, list[Round]] | None = None) -> np.ndarray:

@@ -204,3 +204,38 @@ def test_rules_that_cannot_work_are_refused() -> None:
     ]
     assert "at least 44" in found[0][2]
     assert "leaves no room in a cache of" in found[3][2]
+
+
+def widen(driver: Driver) -> None:
+    """A policy whose rounds come so seldom that a budget checked before would not fit the cache."""
+    if driver.step == 5:
+        driver.set_policy_and_wait(document("random", interval=100))
+
+
+def test_a_budget_that_no_longer_fits_the_cache_is_lowered() -> None:
+    """Otherwise the request would wait for ever, and all behind it."""
+    first = document("random", budget=200)
+    result = run(
+        Scenario(
+            "llama",
+            "v1",
+            control=first,
+            requests=[
+                Request("before", prompt(1, 30), 30),
+                Request("own", prompt(2, 100), 280, budget=200, arrive=8),
+                Request("short", prompt(3, 100), 240, budget=200, arrive=8),
+                Request("behind", prompt(4, 30), 30, arrive=9),
+            ],
+            on_step=widen,
+            blocks=12,
+            max_model_len=1024,
+            environ={"TRIATTN_POLICY": json.dumps(first)},
+        )
+    )
+    check(result, rounds=2)
+    # 11 blocks of 32 tokens, less a chunk of 128 and the interval. They may have preempted each other.
+    budgets = {
+        name: {r.n_keep for rs in o.rounds.values() for r in rs} for name, o in result.outcomes.items()
+    }
+    assert budgets["own"] == {352 - 128 - 100}
+    assert budgets["short"] == {200}

@@ -71,6 +71,13 @@ def test_reports_leave_while_they_are_watched(control: Control, connect: Callabl
     link.report_kept(kept(5))
     assert control.receive(wire.KeptReport) == kept(5)
     quiet(control, wire.KeptReport)
+    # What one request kept is not shown to whoever watches another.
+    control.send(watch(kept=None))
+    eventually(lambda: link.watch is not None and link.watch.kept is None)
+    link.report_kept(kept(5))
+    control.send(watch(kept="s"))
+    eventually(lambda: link.watch is not None and link.watch.kept == "s")
+    quiet(control, wire.KeptReport)
     control.send(watch(0))
     eventually(lambda: link.watch is None)
     link.report_requests(requests(6))

@@ -155,6 +155,7 @@ class SchedulerHooks:
         if chunk is not None and chunk < self.chunk:
             self.scheduler.max_num_scheduled_tokens = chunk
             self.chunk = chunk
+        self._own_limit = None if chunk is None else self._room()[0] - self.chunk
 
     def _poll_policy(self) -> None:
         message = self.link.poll_policy(self.totals.step) if self.link is not None else None
@@ -174,7 +175,19 @@ class SchedulerHooks:
         if known is not None:
             return known
         tags = tags_of(request) if self.rules.rules else ()
-        return self.rules.decide(request.num_prompt_tokens, own_budget(request), request.priority, tags)
+        prompt_len, own = request.num_prompt_tokens, own_budget(request)
+        verdict = self.rules.decide(prompt_len, own, request.priority, tags)
+        limit = self._own_limit
+        if own and limit is not None and verdict.trigger > limit and self._outgrows_cache(request):
+            # Its budget was checked against another policy. A request that cannot fit would wait for ever, and
+            # all behind it; the policies' own budgets do fit (check_room).
+            interval = self.rules.budgetings[verdict.policy].interval
+            verdict = self.rules.decide(prompt_len, limit - interval, request.priority, tags)
+        return verdict
+
+    def _outgrows_cache(self, request: Any) -> bool:
+        room, longest, _ = self._room()
+        return min(longest, request.num_prompt_tokens + request.max_tokens) > room
 
     def _peak(self, request_id: str) -> int | None:
         """Most resident tokens that a request can reach; None: no bound."""
