@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,9 +19,10 @@ from triattn.engines.clock import RoundClock
     computed=st.integers(1, 5000),
     share=st.floats(0.0, 1.0),
     seed=st.integers(0, 2**31),
+    at_once=st.sampled_from([1, 5000, 1 << 20]),
 )
 def test_against_numpy(
-    layers: int, heads: int, block_size: int, computed: int, share: float, seed: int
+    layers: int, heads: int, block_size: int, computed: int, share: float, seed: int, at_once: int
 ) -> None:
     rng = np.random.default_rng(seed)
     keep = max(1, int(computed * share))
@@ -35,7 +37,9 @@ def test_against_numpy(
         positions[:, :, blocks[index // block_size], index % block_size] = rows[:, :, index]
     bins = kept.bins_of(layers, heads, computed)
     table = torch.from_numpy(blocks.astype(np.int32))
-    counts = kept.histogram(torch.from_numpy(positions), table, keep, computed, bins)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept, "ENTRIES_AT_ONCE", at_once)
+        counts = kept.histogram(torch.from_numpy(positions), table, keep, computed, bins)
     assert counts.shape == (layers, heads, bins)
     for layer, head in np.ndindex(layers, heads):
         expected = np.bincount(rows[layer, head] * bins // computed, minlength=bins)

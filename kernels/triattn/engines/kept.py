@@ -11,6 +11,9 @@ MOST_BINS = 64
 MOST_COUNTS = 1 << 18
 """Numbers in one picture, so that it fits a message: 512 KiB of uint16."""
 
+ENTRIES_AT_ONCE = 1 << 20
+"""Table entries looked at in one go: 16 MiB of scratch memory, on a device that has little left."""
+
 SATURATED = 65535
 
 
@@ -29,13 +32,17 @@ def histogram(
         blocks: integer [at least ceil(keep / block_size)], block ids of the request on the same device.
         keep: resident tokens after the round; computed: logical length at the round.
     """
-    size = positions.shape[3]
+    layers, heads, _, size = positions.shape
     used = blocks[: -(-keep // size)].long()
-    kept = positions[:, :, used].flatten(2)[:, :, :keep].long()
-    # Position p lies in slice floor(p * bins / computed).
-    slices = (kept * bins).div_(computed, rounding_mode="floor")
-    counts = torch.zeros((*kept.shape[:2], bins), dtype=torch.int32, device=positions.device)
-    return counts.scatter_add_(2, slices, torch.ones_like(slices, dtype=torch.int32))
+    counts = torch.zeros((layers, heads, bins), dtype=torch.int32, device=positions.device)
+    at_once = max(1, ENTRIES_AT_ONCE // (heads * keep))
+    for first in range(0, layers, at_once):
+        part = slice(first, first + at_once)
+        kept = positions[part, :, used].flatten(2)[:, :, :keep].long()
+        # Position p lies in slice floor(p * bins / computed).
+        slices = kept.mul_(bins).div_(computed, rounding_mode="floor")
+        counts[part].scatter_add_(2, slices, torch.ones_like(slices, dtype=torch.int32))
+    return counts
 
 
 def encode(counts: torch.Tensor) -> bytes:
