@@ -2,8 +2,11 @@
 
 One safetensors file a model. Tensors, all float32: `q_mean_real`, `q_mean_imag` (E of the pre-rotary query as
 a complex number) and `q_abs_mean` (E of its magnitude), each [layers, query heads, F], and `inv_freq` [F] in
-radians a token after scaling, with F = rotary dim / 2 (TriAttention, arXiv 2604.04921, eq. 5-8). Its
-`__metadata__` has one key, `triattn`: a JSON object with the fields of `Metadata`.
+radians a token after scaling, with F = rotary dim / 2 (TriAttention, arXiv 2604.04921, eq. 5-8). A file of format 2
+may have more: `q_square_mean` [layers, query heads, F] (E of the squared magnitude, for the term `expected`), and
+what calibration learned of selection: `learned_weights` [terms, layers, KV heads] and `learned_share` [layers, KV
+heads], the part of the free places that is reserved for distinct tokens. Its `__metadata__` has one key, `triattn`: a
+JSON object with the fields of `Metadata`.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -27,13 +30,28 @@ from triattn.rotary import frequencies
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 1
+FORMAT = 2
 TENSORS = ("q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq")
+SQUARES = "q_square_mean"
+LEARNED = ("learned_weights", "learned_share")
+OPTIONAL = (SQUARES, *LEARNED)
+LEARNABLE = ("trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm")
+"""Terms that weights can be learned for, each with its defaults."""
 _REMEDY = "get the file again, or make it with `triattn calibrate`"
 
 
 class StatisticsError(ConfigError):
     """A statistics file that cannot be used: `field` has `value`; `remedy` says what to do."""
+
+
+class Learned(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How weights were learned: for which terms, and what they keep of the attention of later queries on text that
+    they were not fitted on, beside what other scores keep; `kept` has a number in [0, 1] for each."""
+
+    terms: list[Literal["trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm"]]
+    tokens: int
+    seed: int
+    kept: dict[str, float]
 
 
 class Metadata(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -48,12 +66,13 @@ class Metadata(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     source: str = ""
     license: str = ""
     created_by: str = ""
+    learned: Learned | None = None
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over the bytes of the tensors (float32, little endian, row-major), in the order of TENSORS."""
+    """SHA-256 over the bytes of the tensors (float32, little endian, row-major), in the order of TENSORS, OPTIONAL."""
     total = hashlib.sha256()
-    for name in TENSORS:
+    for name in (*TENSORS, *(n for n in OPTIONAL if n in tensors)):
         total.update(tensors[name].contiguous().numpy().tobytes())
     return total.hexdigest()
 
@@ -67,6 +86,9 @@ class Statistics:
     q_mean_imag: torch.Tensor
     q_abs_mean: torch.Tensor
     inv_freq: torch.Tensor
+    q_square_mean: torch.Tensor | None = None
+    learned_weights: torch.Tensor | None = None
+    learned_share: torch.Tensor | None = None
     path: str = ""
 
     @property
@@ -83,8 +105,19 @@ class Statistics:
     def part(self, layers: Sequence[int], query_heads: slice) -> Statistics:
         """The statistics of one rank: these global layers, in this order, and these query heads."""
         index = list(layers)
-        names = TENSORS[:3]
-        return replace(self, **{n: getattr(self, n)[index][:, query_heads].contiguous() for n in names})
+        names = [n for n in (*TENSORS[:3], SQUARES) if getattr(self, n) is not None]
+        parts = {n: getattr(self, n)[index][:, query_heads].contiguous() for n in names}
+        if self.learned_weights is not None and self.learned_share is not None:
+            group = self.model.query_heads // self.model.kv_heads
+            heads = slice(query_heads.start // group, -(-query_heads.stop // group))
+            parts["learned_weights"] = self.learned_weights[:, index][:, :, heads].contiguous()
+            parts["learned_share"] = self.learned_share[index][:, heads].contiguous()
+        return replace(self, **parts)
+
+    @property
+    def learned_terms(self) -> tuple[str, ...]:
+        """Kinds of the terms that `learned_weights` has a row for; none where nothing was learned."""
+        return tuple(self.metadata.learned.terms) if self.metadata.learned else ()
 
     def check(self, model: wire.ModelGeometry) -> None:
         """Raise StatisticsError, with both fingerprints, unless these statistics belong to `model`."""
@@ -131,7 +164,8 @@ class Statistics:
             with safe_open(path, framework="pt", device="cpu") as file:
                 text = (file.metadata() or {}).get("triattn")
                 names = sorted(file.keys())
-                tensors = {n: file.get_tensor(n).clone() for n in names} if names == sorted(TENSORS) else {}
+                known = set(TENSORS) <= set(names) <= {*TENSORS, *OPTIONAL}
+                tensors = {n: file.get_tensor(n).clone() for n in names} if known else {}
         except OSError as error:
             raise StatisticsError(
                 "statistics", path, f"cannot be read ({error.strerror or error})"
@@ -145,12 +179,13 @@ class Statistics:
                 "statistics", path, f"a safetensors file, but not of triattn statistics; {_REMEDY}"
             )
         if not tensors:
-            raise StatisticsError(f"tensors of {path}", names, f"must be {sorted(TENSORS)}; {_REMEDY}")
+            expected = f"must be {sorted(TENSORS)}, and may be {sorted(OPTIONAL)}; {_REMEDY}"
+            raise StatisticsError(f"tensors of {path}", names, expected)
         try:
             form = msgspec.json.decode(text, type=dict[str, Any]).get("format")
-            if form != FORMAT:
+            if form not in (1, FORMAT) or isinstance(form, bool):
                 raise StatisticsError(
-                    f"format of {path}", form, f"this triattn reads format {FORMAT}; {_REMEDY}"
+                    f"format of {path}", form, f"this triattn reads formats 1 and {FORMAT}; {_REMEDY}"
                 )
             metadata = msgspec.json.decode(text, type=Metadata)
         except msgspec.DecodeError as error:
@@ -197,9 +232,19 @@ def _verify(stats: Statistics, torch: Any) -> None:
         raise StatisticsError(f"model{where}", own, f"differs from its own parameters {said}; {_REMEDY}")
     bands = model.rotary.dim // 2
     whole = [model.layers, model.query_heads, bands]
-    tensors = {n: getattr(stats, n) for n in TENSORS}
+    tensors = {n: getattr(stats, n) for n in (*TENSORS, *OPTIONAL) if getattr(stats, n) is not None}
+    terms = stats.learned_terms
+    if stats.metadata.format == 1 and len(tensors) > len(TENSORS):
+        raise StatisticsError(f"format{where}", 1, f"has no tensors beside {sorted(TENSORS)}; {_REMEDY}")
+    if bool(terms) != all(n in tensors for n in LEARNED) or bool(terms) != any(n in tensors for n in LEARNED):
+        raise StatisticsError(f"learned{where}", terms, f"goes with {list(LEARNED)}, all or none; {_REMEDY}")
+    shapes = {
+        "inv_freq": [bands],
+        "learned_weights": [len(terms), model.layers, model.kv_heads],
+        "learned_share": [model.layers, model.kv_heads],
+    }
     for name, tensor in tensors.items():
-        shape = [bands] if name == "inv_freq" else whole
+        shape = shapes.get(name, whole)
         if list(tensor.shape) != shape or tensor.dtype != torch.float32:
             found = f"{tensor.dtype} {list(tensor.shape)}"
             raise StatisticsError(f"{name}{where}", found, f"must be float32 {shape}; {_REMEDY}")
@@ -215,6 +260,16 @@ def _verify(stats: Statistics, torch: Any) -> None:
         raise StatisticsError(
             f"q_abs_mean{where}", "smaller than |q_mean|", f"impossible for means; {_REMEDY}"
         )
+    # Of one random number the mean of squares is at least the square of the mean.
+    if SQUARES in tensors and bool((tensors[SQUARES] < stats.q_abs_mean.square() * 0.998 - 1e-6).any()):
+        raise StatisticsError(
+            f"{SQUARES}{where}", "smaller than q_abs_mean²", f"impossible for means; {_REMEDY}"
+        )
+    share = stats.learned_share
+    if share is not None and bool(((share < 0) | (share > 1)).any()):
+        raise StatisticsError(f"learned_share{where}", "outside [0, 1]", _REMEDY)
+    if len(set(terms)) != len(terms):
+        raise StatisticsError(f"learned.terms{where}", list(terms), f"names a term twice; {_REMEDY}")
     inverse, scaling = frequencies(said["rotary"])
     same = math.isclose(scaling, model.rotary.attention_scaling, rel_tol=1e-6)
     if not same or not torch.allclose(stats.inv_freq, inverse, rtol=1e-5, atol=0.0):
@@ -233,6 +288,7 @@ def save(
     source: str,
     license: str,
     created_by: str,
+    learned: Learned | None = None,
 ) -> Statistics:
     """Write a statistics file whole or not at all (a temporary file beside it, then a rename), and load it
     back.
@@ -242,8 +298,9 @@ def save(
     """
     from safetensors.torch import save as encode
 
+    more = [n for n in OPTIONAL if n in tensors]
     metadata = Metadata(
-        format=FORMAT,
+        format=FORMAT if more else 1,
         model=model,
         identity=identity,
         sha256=digest(tensors),
@@ -251,8 +308,9 @@ def save(
         source=source,
         license=license,
         created_by=created_by,
+        learned=learned,
     )
-    contents = {n: tensors[n].contiguous() for n in TENSORS}
+    contents = {n: tensors[n].contiguous() for n in (*TENSORS, *more)}
     data = encode(contents, metadata={"triattn": msgspec.json.encode(metadata).decode()})
     path = Path(path)
     temporary = None

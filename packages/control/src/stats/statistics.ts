@@ -7,20 +7,36 @@ import { fingerprint, type ModelIdentity } from "./fingerprint.ts";
 import { type RotaryParameters, rotaryFrequencies } from "./rotary.ts";
 import { encodeSafetensors, type Safetensors, withSafetensors } from "./safetensors.ts";
 
-export const STATISTICS_FORMAT = 1;
+export const STATISTICS_FORMAT = 2;
 const TENSORS = ["q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq"] as const;
+/** Of format 2: for the term `expected`, and what calibration learned of selection. */
+const OPTIONAL = ["q_square_mean", "learned_weights", "learned_share"] as const;
+const LEARNED = ["learned_weights", "learned_share"] as const;
+type TensorName = (typeof TENSORS)[number] | (typeof OPTIONAL)[number];
 const REMEDY = "get the file again, or make it with `triattn calibrate`";
+
+/** How weights of score terms were learned, and what share of later attention they keep on text not fitted on. */
+export const LearnedSelection = z.strictObject({
+  terms: z
+    .array(z.enum(["trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm"]))
+    .min(1)
+    .refine((terms) => new Set(terms).size === terms.length, "names a term twice"),
+  tokens: z.int().min(1),
+  seed: z.int().min(0),
+  kept: z.record(z.string(), z.number().min(0).max(1)),
+});
 
 /** The JSON under the key `triattn` of a statistics file's metadata; kernels/triattn/statistics.py writes the same. */
 export const StatisticsMetadata = z.strictObject({
-  format: z.literal(STATISTICS_FORMAT),
+  format: z.union([z.literal(1), z.literal(STATISTICS_FORMAT)]),
   model: ModelGeometry,
   identity: z.record(z.string(), z.unknown()).describe("What the fingerprint was taken over."),
-  sha256: z.string().describe("Over the tensors' bytes: q_mean_real, q_mean_imag, q_abs_mean, inv_freq."),
+  sha256: z.string().describe(`Over the tensors' bytes, in the order ${[...TENSORS, ...OPTIONAL].join(", ")}.`),
   tokens: z.int().min(1).nullable().default(null),
   source: z.string().default(""),
   license: z.string().default(""),
   created_by: z.string().default(""),
+  learned: LearnedSelection.nullable().default(null),
 });
 export type StatisticsMetadata = z.infer<typeof StatisticsMetadata>;
 
@@ -30,6 +46,12 @@ export interface StatisticsTensors {
   q_mean_imag: Float32Array;
   q_abs_mean: Float32Array;
   inv_freq: Float32Array;
+  /** Mean squared magnitudes, like q_abs_mean. */
+  q_square_mean?: Float32Array;
+  /** [terms, layers, kvHeads], the terms as in `learned.terms`. */
+  learned_weights?: Float32Array;
+  /** [layers, kvHeads]: part of the free places that is reserved for distinct tokens. */
+  learned_share?: Float32Array;
 }
 
 function floats(data: Buffer): Float32Array {
@@ -39,9 +61,9 @@ function floats(data: Buffer): Float32Array {
 
 function digest(tensors: StatisticsTensors): string {
   const hash = createHash("sha256");
-  for (const name of TENSORS) {
-    const { buffer, byteOffset, byteLength } = tensors[name];
-    hash.update(Buffer.from(buffer, byteOffset, byteLength));
+  for (const name of [...TENSORS, ...OPTIONAL]) {
+    const tensor = tensors[name];
+    if (tensor !== undefined) hash.update(Buffer.from(tensor.buffer, tensor.byteOffset, tensor.byteLength));
   }
   return hash.digest("hex");
 }
@@ -62,8 +84,8 @@ function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
     throw new StatisticsError("metadata", path, `is not JSON; ${REMEDY}`);
   }
   const form = (json as { format?: unknown } | null)?.format;
-  if (form !== STATISTICS_FORMAT) {
-    const remedy = `this triattn reads format ${STATISTICS_FORMAT}; ${REMEDY}`;
+  if (form !== 1 && form !== STATISTICS_FORMAT) {
+    const remedy = `this triattn reads formats 1 and ${STATISTICS_FORMAT}; ${REMEDY}`;
     throw new StatisticsError(`format of ${path}`, form ?? null, remedy);
   }
   const metadata = StatisticsMetadata.safeParse(json);
@@ -92,18 +114,33 @@ function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
 }
 
 function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: string): StatisticsTensors {
-  const { layers, queryHeads, rotary } = metadata.model;
+  const { layers, queryHeads, kvHeads, rotary } = metadata.model;
   const names = [...file.tensors.keys()].sort();
-  if (names.join() !== [...TENSORS].sort().join() || rotary === null) {
+  const allowed: readonly string[] = metadata.format === 1 ? TENSORS : [...TENSORS, ...OPTIONAL];
+  if (
+    !TENSORS.every((name) => names.includes(name)) ||
+    !names.every((name) => allowed.includes(name)) ||
+    rotary === null
+  ) {
     throw new StatisticsError(
       `tensors of ${path}`,
       names.join(", "),
-      `must be ${TENSORS.join(", ")}; ${REMEDY}`,
+      `must be ${TENSORS.join(", ")}, and in format 2 may be ${OPTIONAL.join(", ")}; ${REMEDY}`,
     );
   }
+  const terms = metadata.learned?.terms ?? [];
+  if (LEARNED.some((name) => names.includes(name) !== terms.length > 0)) {
+    const remedy = `goes with ${LEARNED.join(" and ")}, all or none; ${REMEDY}`;
+    throw new StatisticsError(`learned of ${path}`, terms.join(", "), remedy);
+  }
   const bands = rotary.dim / 2;
-  const read = (name: (typeof TENSORS)[number]): Float32Array => {
-    const shape = name === "inv_freq" ? [bands] : [layers, queryHeads, bands];
+  const shapes: Partial<Record<TensorName, number[]>> = {
+    inv_freq: [bands],
+    learned_weights: [terms.length, layers, kvHeads],
+    learned_share: [layers, kvHeads],
+  };
+  const read = (name: TensorName): Float32Array => {
+    const shape = shapes[name] ?? [layers, queryHeads, bands];
     const info = file.tensors.get(name);
     if (info?.dtype !== "F32" || info.shape.join() !== shape.join()) {
       const found = `${info?.dtype} [${info?.shape}]`;
@@ -111,12 +148,14 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
     }
     return floats(file.bytes(name));
   };
-  return {
+  const tensors: StatisticsTensors = {
     q_mean_real: read("q_mean_real"),
     q_mean_imag: read("q_mean_imag"),
     q_abs_mean: read("q_abs_mean"),
     inv_freq: read("inv_freq"),
   };
+  for (const name of OPTIONAL) if (names.includes(name)) tensors[name] = read(name);
+  return tensors;
 }
 
 function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: string): void {
@@ -125,8 +164,8 @@ function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: 
     throw new StatisticsError(`sha256 of ${path}`, found, `the file says ${metadata.sha256}; ${REMEDY}`);
   }
   const { q_mean_real: real, q_mean_imag: imag, q_abs_mean: abs, inv_freq: inverse } = tensors;
-  for (const name of TENSORS) {
-    if (!tensors[name].every(Number.isFinite)) {
+  for (const name of [...TENSORS, ...OPTIONAL]) {
+    if (tensors[name]?.every(Number.isFinite) === false) {
       throw new StatisticsError(`${name} of ${path}`, "not finite", REMEDY);
     }
   }
@@ -137,6 +176,14 @@ function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: 
       "smaller than |q_mean|",
       `impossible for means; ${REMEDY}`,
     );
+  }
+  const square = tensors.q_square_mean;
+  if (square?.some((v, i) => v < (abs[i] as number) ** 2 * 0.998 - 1e-6)) {
+    const remedy = `impossible for means; ${REMEDY}`;
+    throw new StatisticsError(`q_square_mean of ${path}`, "smaller than q_abs_mean²", remedy);
+  }
+  if (tensors.learned_share?.some((v) => v < 0 || v > 1)) {
+    throw new StatisticsError(`learned_share of ${path}`, "outside [0, 1]", REMEDY);
   }
   const own = rotaryFrequencies(metadata.identity.rotary as RotaryParameters);
   const near = (a: number, b: number) => Math.abs(a - b) <= 1e-5 * b;
@@ -200,10 +247,11 @@ export function saveStatistics(
   origin: { tokens: number | null; source: string; license: string; created_by: string },
 ): StatisticsMetadata {
   const metadata: StatisticsMetadata = {
-    format: STATISTICS_FORMAT,
+    format: 1,
     model,
     identity: { ...identity },
     sha256: digest(tensors),
+    learned: null,
     ...origin,
   };
   const whole = [model.layers, model.queryHeads, tensors.inv_freq.length];

@@ -1,0 +1,154 @@
+"""Learned selection: how to weigh score terms, layer by layer and head by head, from what later queries really use.
+
+On text, each layer's attention at some times is compared with what score terms said at that time of each token that
+could have gone. What counts is the damage that losing token i does to the outputs o of the following queries,
+p / (1 − p) ‖v_i − o‖ with p its attention probability: exactly what dropping it and renormalising changes. A ridge
+regression of its logarithm on the z-scored terms gives weights with signs; text that it has not seen says how much of
+the damage is avoided by keeping the best of each score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triattn import wire
+from triattn.calibrate.replay import attend, attention_replaced
+from triattn.policies import ModelShape, Policy, QueryStatistics, Round
+from triattn.policies.policy import z_score
+from triattn.policies.terms import Term, weighted
+from triattn.statistics import LEARNABLE
+
+HORIZON = 256
+"""Queries whose use counts, from the time of the scores on."""
+SINKS, WINDOW = 4, 64
+"""Entries that no policy worth learning evicts."""
+RIDGE = 1e-2
+"""Regularisation, in units of a sample's variance."""
+FRACTIONS = (0.125, 0.25)
+"""Parts of the candidates that are kept when scores are compared."""
+
+
+def terms_of(kinds: Sequence[str]) -> tuple[Term, ...]:
+    """Terms by kind, each with its defaults."""
+    import msgspec
+
+    document = msgspec.convert(
+        {"name": "learned", "terms": [{"kind": kind} for kind in kinds]}, wire.PolicyDocument
+    )
+    return tuple(term for _, term in weighted(document.terms, document))
+
+
+@dataclass
+class Samples:
+    """What was seen of one text: by (layer, KV head), the candidates of each time.
+
+    `features` float32 [terms, layers, kv_heads, candidates], z-scored for each time, over a group's query heads their
+    mean; `damage` and `mass` (of attention, per query and query head) float32 [layers, kv_heads, candidates]. `times`
+    are the numbers of candidates of each time, in order.
+    """
+
+    features: Tensor
+    damage: Tensor
+    mass: Tensor
+    times: list[int] = field(default_factory=list)
+
+
+def _use(query: Tensor, keys: Tensor, values: Tensor, weights: Tensor, scaling: float, time: int) -> tuple[Tensor, Tensor]:
+    """Damage and mass [kv_heads, time] of the entries before `time` under the queries after it."""
+    after = slice(time, min(time + HORIZON, query.shape[1]))
+    p = weights[:, after, :time]
+    group = query.shape[0] // keys.shape[0]
+    wide = values.float().repeat_interleave(group, 0)
+    out = torch.einsum("hqk,hkd->hqd", weights[:, after], wide)
+    # ‖v − o‖² without a vector for each pair.
+    v, o = wide[:, :time].square().sum(-1), out.square().sum(-1)
+    distance = v[:, None] + o[:, :, None] - 2 * torch.einsum("hkd,hqd->hqk", wide[:, :time], out)
+    damage = p / (1 - p).clamp(min=1e-3) * distance.clamp(min=0).sqrt()
+    return tuple(x.mean(dim=1).unflatten(0, (-1, group)).mean(dim=1) for x in (damage, p))  # type: ignore[return-value]
+
+
+@torch.inference_mode()
+def observe(
+    model: Any,
+    tokens: Sequence[int],
+    shape: ModelShape,
+    statistics: QueryStatistics | None,
+    terms: Sequence[Term],
+) -> Samples | None:
+    """Run a text once and compare scores with use, half-way and at three quarters. None for one that is too short."""
+    length = len(tokens)
+    times = [t for t in (length // 2, length * 3 // 4) if t > 2 * (SINKS + WINDOW)]
+    if not times or length - times[-1] < 16:
+        return None
+    found: list[list[list[Tensor]]] = [[] for _ in range(3)]
+
+    def look(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        out, weights = attend(query, keys, values, scaling)
+        columns: list[list[Tensor]] = [[], [], []]
+        for time in times:
+            here = torch.arange(time, device=keys.device)
+            ctx = Round(
+                model=shape,
+                keys=lambda _, t=time: keys[:, :t].float(),
+                values=lambda _, t=time: values[:, :t].float(),
+                positions=here.expand(shape.layers, shape.kv_heads, -1),
+                computed=time,
+                prompt_len=0,
+                pin_prompt=False,
+                statistics=statistics,
+            )
+            free = slice(SINKS, time - WINDOW)
+            everything = torch.ones(1, time - WINDOW - SINKS, dtype=torch.bool, device=keys.device)
+            scores = []
+            for term in terms:
+                z = z_score(term.score(ctx, layer)[:, free], everything)
+                scores.append(z.unflatten(0, (shape.kv_heads, -1)).mean(1) if term.per_query_head else z)
+            damage, mass = _use(query, keys, values, weights, scaling, time)
+            for column, value in zip(columns, (torch.stack(scores), damage[:, free], mass[:, free]), strict=True):
+                column.append(value.float().cpu())
+        for held, column in zip(found, columns, strict=True):
+            held.append(column)
+        return out
+
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([list(tokens)], device=device)
+    with attention_replaced(model, look):
+        model.base_model(input_ids=ids, position_ids=torch.arange(length, device=device)[None], use_cache=False)
+    features = torch.stack([torch.cat(layer, dim=-1) for layer in found[0]], dim=1)
+    damage, mass = (torch.stack([torch.cat(layer, dim=-1) for layer in held]) for held in found[1:])
+    return Samples(features, damage, mass, [t - WINDOW - SINKS for t in times])
+
+
+def fit(samples: Sequence[Samples]) -> Tensor:
+    """Weights float32 [terms, layers, kv_heads]: those of the best linear prediction of the logarithm of the damage."""
+    count = samples[0].features.shape[0]
+    gram = torch.zeros(*samples[0].damage.shape[:2], count, count, dtype=torch.float64)
+    moment = torch.zeros(*samples[0].damage.shape[:2], count, dtype=torch.float64)
+    total = 0
+    for sample in samples:
+        parts = zip(sample.features.split(sample.times, -1), sample.damage.split(sample.times, -1), strict=True)
+        for features, damage in parts:
+            target = damage.double().clamp(min=1e-12).log()
+            target = (target - target.mean(-1, keepdim=True)) / target.std(-1, keepdim=True).clamp(min=1e-6)
+            x = features.double().permute(1, 2, 3, 0)
+            gram += x.transpose(-1, -2) @ x
+            moment += (x.transpose(-1, -2) @ target[..., None])[..., 0]
+            total += x.shape[-2]
+    eye = torch.eye(count, dtype=torch.float64)
+    weights = torch.linalg.solve(gram + RIDGE * total * eye, moment[..., None])[..., 0]
+    return weights.permute(2, 0, 1).float().contiguous()
+
+
+def kept(scores: Tensor, use: Tensor, times: Sequence[int], fraction: float) -> Tensor:
+    """Part of `use` [..., candidates] that the best `fraction` of each time's candidates by `scores` hold: [...]."""
+    held, whole = torch.zeros(use.shape[:-1]), torch.zeros(use.shape[:-1])
+    for score, value in zip(scores.split(list(times), -1), use.split(list(times), -1), strict=True):
+        best = score.topk(max(int(score.shape[-1] * fraction), 1), dim=-1).indices
+        held += value.gather(-1, best).sum(-1)
+        whole += value.sum(-1)
+    return held / whole.clamp(min=1e-12)
