@@ -128,11 +128,13 @@ def check_policy(policy: wire.PolicyDocument) -> None:
     if 0 < policy.budget < pinned:
         remedy = f"at least pin.sinks + pin.window = {pinned}, or 0 to never compress"
         raise ConfigError("policy.budget", policy.budget, remedy)
-    if policy.reserve is not None and policy.normalize != "each":
-        remedy = (
-            "must be each where reserve is given: its terms and the policy's share what they are measured in"
-        )
+    if (policy.reserve is not None or policy.learned) and policy.normalize != "each":
+        remedy = "must be each where a reserve is given or weights are learned: scores need one unit"
         raise ConfigError("policy.normalize", policy.normalize, remedy)
+    terms = policy.terms + (policy.reserve.terms if policy.reserve else [])
+    if policy.statistics == "optional" and all(isinstance(t, wire.TrigTerm | wire.NormTerm) for t in terms):
+        remedy = "must be required where every term needs them"
+        raise ConfigError("policy.statistics", policy.statistics, remedy)
 
 
 def preset(name: str) -> wire.PolicyDocument:

@@ -587,6 +587,16 @@ class PolicyDocument(Strict, kw_only=True):
     ] = 128
     reserve: Reserve | None = None
     segments: Segments | None = None
+    learned: Annotated[
+        bool,
+        Meta(
+            description="True: where the statistics have learned weights, those of each layer and KV head replace the terms, and the learned share that of the reserve. Needs normalize each."
+        ),
+    ] = False
+    statistics: Annotated[
+        Literal["required", "optional"],
+        Meta(description="Optional: without statistics of the model, the terms that need them are left out."),
+    ] = "required"
     normalize: Annotated[
         Literal["none", "sum", "each"],
         Meta(

@@ -27,7 +27,7 @@ def check_selection(run: Run) -> int:
     assert settings is not None
     assert isinstance(settings.policy, wire.PolicyDocument)
     statistics = Statistics.load(settings.statistics) if settings.statistics else None
-    policy = Policy.of(settings.policy)
+    policy = Policy.of(settings.policy).with_statistics(statistics)
     return sum(
         _check_incarnation(run, outcome, rounds, settings.policy, policy, statistics)
         for outcome in run.outcomes.values()

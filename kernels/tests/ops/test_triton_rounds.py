@@ -19,6 +19,7 @@ from triattn.config import _presets, preset
 from triattn.ops.torch_rounds import TorchRounds
 from triattn.ops.triton_rounds import TritonRounds, Tuning
 from triattn.policies import Policy
+from triattn.statistics import LEARNABLE
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +83,16 @@ POLICIES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         },
     ),
 }
+POLICIES["learned"] = (
+    [{"kind": "trig"}],
+    {
+        **EACH,
+        "normalize": "each",
+        "groupAggregation": "mean",
+        "learned": True,
+        "reserve": {"share": 0.5, "terms": DISTINCT},
+    },
+)
 SEPARATE_KERNELS = ["random", "triattention", "blend", "mixed", "reserve", "both"]
 """Policies that between them use every kernel for rows longer than a program."""
 
@@ -101,6 +112,10 @@ def both(
         compiled = Policy.of(name)
     ours = case(this, requests, layout=layout, block_size=block_size, dtype=dtype, gen=generator)
     stats = statistics(this, generator)
+    if name == "learned":
+        stats.learned_terms = LEARNABLE
+        stats.learned_weights = torch.randn(len(LEARNABLE), this.layers, this.kv_heads, generator=generator)
+        stats.learned_share = torch.rand(this.layers, this.kv_heads, generator=generator)
     oracle = copy.deepcopy(ours)
     TorchRounds(oracle.caches, oracle.positions, this, compiled, stats).run(oracle.batch)
     rounds = TritonRounds(

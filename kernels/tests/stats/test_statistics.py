@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.stats.make_vectors import ACCEPTED
 from triattn.model import Statistics, StatisticsError, geometry, identity, inv_freq
-from triattn.statistics import TENSORS, save
+from triattn.statistics import TENSORS, Learned, save
 
 SHIPPED = Path(__file__).parents[3] / "stats"
 CONFIG = {**ACCEPTED["llama 3.1"], "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -72,6 +72,57 @@ def test_part_of_one_rank(path: Path) -> None:
     assert torch.equal(part.inv_freq, stats.inv_freq)
 
 
+LEARNED = Learned(terms=["trig", "keydiff"], tokens=50, seed=0, kept={"learned": 0.5})
+
+
+def learned_tensors() -> dict[str, torch.Tensor]:
+    tensors = random_tensors()
+    generator = torch.Generator().manual_seed(1)
+    return {
+        **tensors,
+        "q_square_mean": tensors["q_abs_mean"].square() * 1.5,
+        "learned_weights": torch.randn(2, 3, 2, generator=generator),
+        "learned_share": torch.rand(3, 2, generator=generator),
+    }
+
+
+def test_squares_and_learned_weights_come_along(tmp_path: Path) -> None:
+    stats = write(tmp_path / "more.safetensors", tensors=learned_tensors(), learned=LEARNED)
+    assert stats.metadata.format == 2 and stats.learned_terms == ("trig", "keydiff")
+    for name, tensor in learned_tensors().items():
+        assert torch.equal(getattr(stats, name), tensor)
+    part = stats.part([2, 0], slice(2, 4))
+    assert torch.equal(part.q_square_mean, stats.q_square_mean[[2, 0]][:, 2:4])
+    assert torch.equal(part.learned_weights, stats.learned_weights[:, [2, 0]][:, :, 1:])
+    assert torch.equal(part.learned_share, stats.learned_share[[2, 0]][:, 1:])
+    assert write(tmp_path / "plain.safetensors").metadata.format == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "learned", "what"),
+    [
+        ({"learned_share": torch.full((3, 2), 1.5)}, LEARNED, "learned_share"),
+        ({"learned_weights": torch.zeros(3, 3, 2)}, LEARNED, "learned_weights"),
+        ({"learned_weights": torch.full((2, 3, 2), torch.nan)}, LEARNED, "learned_weights"),
+        ({"q_square_mean": torch.zeros(3, 4, 8)}, LEARNED, "q_square_mean"),
+        ({}, None, "learned"),
+        ({}, msgspec.structs.replace(LEARNED, terms=["trig", "trig"]), "twice"),
+    ],
+)
+def test_what_was_never_learned_is_refused(tmp_path: Path, change, learned, what) -> None:
+    with pytest.raises(StatisticsError, match=what):
+        write(tmp_path / "bad.safetensors", tensors={**learned_tensors(), **change}, learned=learned)
+    assert not list(tmp_path.iterdir())
+
+
+def test_format_1_has_nothing_more(tmp_path: Path) -> None:
+    path = tmp_path / "more.safetensors"
+    write(path, tensors=learned_tensors(), learned=LEARNED)
+    rewrite(path, format=1)
+    with pytest.raises(StatisticsError, match="has no tensors beside"):
+        Statistics.load(path)
+
+
 def test_every_truncation_is_refused(path: Path) -> None:
     data = path.read_bytes()
     for length in {0, 1, 7, 8, 9, 100, *range(200, len(data), 97), len(data) - 1}:
@@ -118,8 +169,8 @@ def test_foreign_files(tmp_path: Path, path: Path) -> None:
     for missing in (tmp_path / "missing.safetensors", tmp_path):
         with pytest.raises(StatisticsError):
             Statistics.load(missing)
-    rewrite(path, format=2)
-    with pytest.raises(StatisticsError, match="reads format 1"):
+    rewrite(path, format=3)
+    with pytest.raises(StatisticsError, match="reads formats 1 and 2"):
         Statistics.load(path)
 
 

@@ -18,6 +18,13 @@ def _positive(text: str) -> int:
     return value
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m triattn.calibrate",
@@ -57,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="the model's name in the file (default: the directory's)")
     parser.add_argument("--license", default="", help="licence of the statistics, noted in the file")
     parser.add_argument(
+        "--learn",
+        type=_count,
+        default=16384,
+        metavar="N",
+        help="tokens from which weights of score terms are learned, 0: none (default: 16384)",
+    )
+    parser.add_argument(
         "--progress", choices=("text", "json"), default="text", help="json: one object a line on stdout"
     )
     return parser
@@ -64,7 +78,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _reporter(form: str, out: TextIO) -> Any:
     """Function that reports one progress step: (phase, done, total)."""
-    verbs = {"load": "loading the model", "measure": "measuring", "write": "writing"}
+    verbs = {
+        "load": "loading the model",
+        "measure": "measuring",
+        "learn": "learning selection from",
+        "write": "writing",
+    }
 
     def report(phase: str, done: int, total: int) -> None:
         if form == "json":
@@ -73,8 +92,8 @@ def _reporter(form: str, out: TextIO) -> Any:
                 file=out,
                 flush=True,
             )
-        elif phase == "measure" or done == 0:
-            amount = f" {done} of {total} tokens" if phase == "measure" else ""
+        elif phase in ("measure", "learn") or done == 0:
+            amount = f" {done} of {total} tokens" if phase in ("measure", "learn") else ""
             print(f"{verbs[phase]}{amount}", file=sys.stderr, flush=True)
 
     return report
@@ -94,10 +113,13 @@ def main(argv: list[str] | None = None) -> int:
         from triattn.calibrate.run import Options, calibrate
         from triattn.model import ModelError, StatisticsError
 
+        notices: list[str] = []
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         try:
-            stats = calibrate(Options(**vars(arguments), progress=_reporter(form, out)))
+            stats = calibrate(
+                Options(**vars(arguments), progress=_reporter(form, out), notice=notices.append)
+            )
         except (CalibrationError, ModelError, StatisticsError) as error:
             if form == "json":
                 fields = {"field": error.field, "value": str(error.value), "remedy": error.remedy}
@@ -116,6 +138,8 @@ def main(argv: list[str] | None = None) -> int:
         "tokens": stats.metadata.tokens,
         "layers": model.layers,
         "queryHeads": model.query_heads,
+        "learned": stats.metadata.learned.kept if stats.metadata.learned else None,
+        "notices": notices,
         "concentration": round(float((length / stats.q_abs_mean.clamp_min(1e-30)).mean()), 4),
     }
     if form == "json":
@@ -125,6 +149,8 @@ def main(argv: list[str] | None = None) -> int:
             f"{result['out']}: {model.name}, {result['tokens']} tokens, fingerprint {model.fingerprint}",
             file=out,
         )
+        for notice in notices:
+            print(notice, file=sys.stderr)
     return 0
 
 

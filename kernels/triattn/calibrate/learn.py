@@ -9,19 +9,19 @@ the damage is avoided by keeping the best of each score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from triattn import wire
+from triattn.calibrate.errors import CalibrationError
 from triattn.calibrate.replay import attend, attention_replaced
-from triattn.policies import ModelShape, Policy, QueryStatistics, Round
+from triattn.policies import ModelShape, QueryStatistics, Round
 from triattn.policies.policy import z_score
-from triattn.policies.terms import Term, weighted
-from triattn.statistics import LEARNABLE
+from triattn.policies.terms import Term, terms_of
+from triattn.statistics import LEARNABLE, Learned
 
 HORIZON = 256
 """Queries whose use counts, from the time of the scores on."""
@@ -31,16 +31,6 @@ RIDGE = 1e-2
 """Regularisation, in units of a sample's variance."""
 FRACTIONS = (0.125, 0.25)
 """Parts of the candidates that are kept when scores are compared."""
-
-
-def terms_of(kinds: Sequence[str]) -> tuple[Term, ...]:
-    """Terms by kind, each with its defaults."""
-    import msgspec
-
-    document = msgspec.convert(
-        {"name": "learned", "terms": [{"kind": kind} for kind in kinds]}, wire.PolicyDocument
-    )
-    return tuple(term for _, term in weighted(document.terms, document))
 
 
 @dataclass
@@ -58,11 +48,11 @@ class Samples:
     times: list[int] = field(default_factory=list)
 
 
-def _use(query: Tensor, keys: Tensor, values: Tensor, weights: Tensor, scaling: float, time: int) -> tuple[Tensor, Tensor]:
+def _use(values: Tensor, weights: Tensor, time: int) -> tuple[Tensor, Tensor]:
     """Damage and mass [kv_heads, time] of the entries before `time` under the queries after it."""
-    after = slice(time, min(time + HORIZON, query.shape[1]))
+    after = slice(time, min(time + HORIZON, weights.shape[1]))
     p = weights[:, after, :time]
-    group = query.shape[0] // keys.shape[0]
+    group = weights.shape[0] // values.shape[0]
     wide = values.float().repeat_interleave(group, 0)
     out = torch.einsum("hqk,hkd->hqd", weights[:, after], wide)
     # ‖v − o‖² without a vector for each pair.
@@ -108,8 +98,10 @@ def observe(
             for term in terms:
                 z = z_score(term.score(ctx, layer)[:, free], everything)
                 scores.append(z.unflatten(0, (shape.kv_heads, -1)).mean(1) if term.per_query_head else z)
-            damage, mass = _use(query, keys, values, weights, scaling, time)
-            for column, value in zip(columns, (torch.stack(scores), damage[:, free], mass[:, free]), strict=True):
+            damage, mass = _use(values, weights, time)
+            for column, value in zip(
+                columns, (torch.stack(scores), damage[:, free], mass[:, free]), strict=True
+            ):
                 column.append(value.float().cpu())
         for held, column in zip(found, columns, strict=True):
             held.append(column)
@@ -118,7 +110,9 @@ def observe(
     device = model.get_input_embeddings().weight.device
     ids = torch.tensor([list(tokens)], device=device)
     with attention_replaced(model, look):
-        model.base_model(input_ids=ids, position_ids=torch.arange(length, device=device)[None], use_cache=False)
+        model.base_model(
+            input_ids=ids, position_ids=torch.arange(length, device=device)[None], use_cache=False
+        )
     features = torch.stack([torch.cat(layer, dim=-1) for layer in found[0]], dim=1)
     damage, mass = (torch.stack([torch.cat(layer, dim=-1) for layer in held]) for held in found[1:])
     return Samples(features, damage, mass, [t - WINDOW - SINKS for t in times])
@@ -131,7 +125,9 @@ def fit(samples: Sequence[Samples]) -> Tensor:
     moment = torch.zeros(*samples[0].damage.shape[:2], count, dtype=torch.float64)
     total = 0
     for sample in samples:
-        parts = zip(sample.features.split(sample.times, -1), sample.damage.split(sample.times, -1), strict=True)
+        parts = zip(
+            sample.features.split(sample.times, -1), sample.damage.split(sample.times, -1), strict=True
+        )
         for features, damage in parts:
             target = damage.double().clamp(min=1e-12).log()
             target = (target - target.mean(-1, keepdim=True)) / target.std(-1, keepdim=True).clamp(min=1e-6)
@@ -152,3 +148,108 @@ def kept(scores: Tensor, use: Tensor, times: Sequence[int], fraction: float) -> 
         held += value.gather(-1, best).sum(-1)
         whole += value.sum(-1)
     return held / whole.clamp(min=1e-12)
+
+
+SEED = 0
+"""Of the random scores that others are compared with: nothing else here is random."""
+SHARES = tuple(i / 8 for i in range(7))
+"""Shares of the free places that are tried for the reserve."""
+TOLERANCE = 0.1
+"""Part of what the learned scores keep that the reserve may cost: the price of keeping what is distinct."""
+
+
+def reserved(own: Tensor, distinct: Tensor, times: Sequence[int], fraction: float, share: float) -> Tensor:
+    """Scores `own` [..., candidates] with +inf at the `share` of the best `fraction` that `distinct` chooses."""
+    parts = []
+    for score, by in zip(own.split(list(times), -1), distinct.split(list(times), -1), strict=True):
+        count = int(max(int(score.shape[-1] * fraction), 1) * share)
+        parts.append(score.scatter(-1, by.topk(count, dim=-1).indices, torch.inf))
+    return torch.cat(parts, dim=-1)
+
+
+def shares_of(samples: Sequence[Samples], weights: Tensor, distinct: Sequence[int]) -> Tensor:
+    """The largest share for distinct tokens, float32 [layers, kv_heads], that costs no more than TOLERANCE.
+
+    `distinct`: which of the terms the reserve adds up.
+    """
+    result = torch.zeros(weights.shape[1:])
+    base = None
+    for share in SHARES:
+        total = torch.zeros(weights.shape[1:])
+        for sample in samples:
+            own = (weights[..., None] * sample.features).sum(0)
+            by = sample.features[list(distinct)].sum(0)
+            for fraction in FRACTIONS:
+                total += kept(
+                    reserved(own, by, sample.times, fraction, share), sample.damage, sample.times, fraction
+                )
+        base = total if base is None else base
+        result = torch.where(total >= (1 - TOLERANCE) * base, share, result)
+    return result
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was learned: the tensors and the note of a statistics file (`triattn.statistics`)."""
+
+    weights: Tensor
+    share: Tensor
+    note: Learned
+
+
+def learn(
+    model: Any,
+    pieces: Sequence[Sequence[int]],
+    shape: ModelShape,
+    statistics: QueryStatistics,
+    progress: Callable[[int], None] = lambda tokens: None,
+) -> Selection:
+    """Fit weights on every other piece of text and compare what they keep with other scores on the rest.
+
+    Raises CalibrationError for text with fewer than two pieces that are long enough, and for attention that cannot
+    be replayed.
+    """
+    terms = terms_of(LEARNABLE)
+    samples, tokens = [], 0
+    for piece in pieces:
+        if (sample := observe(model, piece, shape, statistics, terms)) is not None:
+            samples.append(sample)
+        tokens += len(piece)
+        progress(tokens)
+    fitted, others = samples[::2], samples[1::2]
+    if not others:
+        raise CalibrationError(
+            "learn", tokens, "two pieces of text of 300 tokens or more are needed; give more text"
+        )
+    weights = fit(fitted)
+    at = {kind: i for i, kind in enumerate(LEARNABLE)}
+    distinct = (at["superseded"], at["keydiff"])
+    share = shares_of(fitted, weights, distinct)
+    noise = torch.Generator().manual_seed(SEED)
+
+    def average(score: Callable[[Samples, float], Tensor]) -> float:
+        parts = [
+            kept(score(s, fraction), s.damage, s.times, fraction).mean()
+            for s in others
+            for fraction in FRACTIONS
+        ]
+        return round(float(torch.stack(parts).mean()), 4)
+
+    def own(sample: Samples) -> Tensor:
+        return (weights[..., None] * sample.features).sum(0)
+
+    def mixed(sample: Samples, fraction: float) -> Tensor:
+        by = sample.features[list(distinct)].sum(0)
+        tried = [reserved(own(sample), by, sample.times, fraction, part) for part in SHARES]
+        which = (share[..., None] * 8).round().long().expand(own(sample).shape)
+        return torch.stack(tried).gather(0, which[None])[0]
+
+    report = {
+        "possible": average(lambda s, _: s.damage),
+        "learned": average(lambda s, _: own(s)),
+        "learned and reserve": average(mixed),
+        **{kind: average(lambda s, _, i=i: s.features[i]) for kind, i in at.items()},
+        "random": average(lambda s, _: torch.rand(s.damage.shape, generator=noise)),
+    }
+    note = Learned(terms=list(LEARNABLE), tokens=tokens, seed=SEED, kept=report)
+    return Selection(weights, share, note)

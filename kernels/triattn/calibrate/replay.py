@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triattn.calibrate.errors import CalibrationError
 from triattn.policies import ModelShape, Policy, QueryStatistics, Round
 
 NAME = "triattn_replay"
@@ -35,7 +36,9 @@ class Cache:
         for held, new in ((self.keys, keys), (self.values, values), (self.positions, where)):
             held[layer] = new if held[layer] is None else torch.cat([held[layer], new], dim=1)
 
-    def round(self, policy: Policy, shape: ModelShape, statistics: QueryStatistics | None, **fields: Any) -> None:
+    def round(
+        self, policy: Policy, shape: ModelShape, statistics: QueryStatistics | None, **fields: Any
+    ) -> None:
         """Keep `keep` entries for each layer and head; `fields` are a Round's prompt_len and pin_prompt, and keep."""
         keep = fields.pop("keep")
         ctx = Round(
@@ -74,11 +77,15 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple
 def attention_replaced(model: Any, function: Any) -> Iterator[None]:
     """While active, the model's attention is `function(layer, query, keys, values, scaling)` on one sequence.
 
-    Its arguments are [heads, n, D], rotated; it returns the output [heads, n, D].
+    Its arguments are [heads, n, D], rotated; it returns the output [heads, n, D]. Raises CalibrationError in the
+    forward pass of a model whose attention is not the plain softmax.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        for name in ("s_aux", "sliding_window", "softcap"):
+            if kwargs.get(name) is not None:
+                raise CalibrationError("attention", name, "only plain softmax attention can be replayed")
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         out = function(module.layer_idx, query[0], key[0], value[0], scaling)
         return out.transpose(0, 1)[None].to(query.dtype), None

@@ -6,26 +6,35 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 import triattn
 from triattn import model as models
+from triattn import wire
 from triattn.calibrate.accumulate import Means
 from triattn.calibrate.capture import captured, prove
 from triattn.calibrate.errors import CalibrationError
+from triattn.calibrate.learn import WINDOW, Selection, learn
 from triattn.calibrate.text import own_documents, read_documents, windows
+from triattn.policies import ModelShape
 from triattn.statistics import Statistics, save
 
 # Largest relative error of a rotated query: a few roundings of the dtype that cos, sin and the product have.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+LEARN_WINDOW = 768
+"""Tokens of which selection is learned at once: attention is written out there, all heads of a layer."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure and how; `tokens` None: all of the text. See the command's help."""
+    """What to measure and how; `tokens` None: all of the text; `learn`: tokens that selection is learned from.
+
+    See the command's help.
+    """
 
     model: str
     out: Path
@@ -36,7 +45,9 @@ class Options:
     dtype: str = "auto"
     name: str | None = None
     license: str = ""
+    learn: int = 16384
     progress: Callable[[str, int, int], None] = field(default=lambda phase, done, total: None)
+    notice: Callable[[str], None] = field(default=lambda text: None)
 
 
 def _device(name: str) -> torch.device:
@@ -139,6 +150,43 @@ def _pieces(documents: Sequence[Any], tokenizer: Any, config: Any, options: Opti
     return pieces
 
 
+def _learn(
+    network: Any,
+    pieces: Sequence[list[int]],
+    tensors: dict[str, torch.Tensor],
+    geometry: wire.ModelGeometry,
+    scaling: float,
+    options: Options,
+) -> Selection:
+    """Selection learned from at most `options.learn` tokens, in pieces whose attention fits in memory."""
+    assert geometry.rotary is not None
+    shape = ModelShape(
+        layer_ids=tuple(range(geometry.layers)),
+        kv_head_ids=tuple(range(geometry.kv_heads)),
+        query_head_ids=tuple(range(geometry.query_heads)),
+        head_dim=geometry.head_dim,
+        rotary_dim=geometry.rotary.dim,
+        inv_freq=tensors["inv_freq"],
+        attention_scaling=scaling,
+        pairing=geometry.rotary.pairing,
+    )
+    short = [piece[i : i + LEARN_WINDOW] for piece in pieces for i in range(0, len(piece), LEARN_WINDOW)]
+    chosen, total = [], 0
+    for piece in short:
+        # A piece is scored at half its length, past sinks and window, and then watched for a while.
+        if len(piece) >= 4 * WINDOW and total + len(piece) <= max(options.learn, 2 * LEARN_WINDOW):
+            chosen.append(piece)
+            total += len(piece)
+    options.progress("learn", 0, total)
+    return learn(
+        network,
+        chosen,
+        shape,
+        SimpleNamespace(**tensors),
+        lambda done: options.progress("learn", done, total),
+    )
+
+
 def calibrate(options: Options) -> Statistics:
     """Measure a model and write its statistics. Raises CalibrationError, ModelError or StatisticsError."""
     from transformers import AutoConfig, __version__
@@ -160,17 +208,28 @@ def calibrate(options: Options) -> Statistics:
     options.progress("load", 1, 1)
     pieces = _pieces(documents, tokenizer, config, options)
     means = measure(network, pieces, config, options)
+    tensors = {**means.result(), "inv_freq": models.inv_freq(config)[0]}
+    selection = None
+    if options.learn:
+        try:
+            selection = _learn(network, pieces, tensors, geometry, models.inv_freq(config)[1], options)
+        except CalibrationError as error:
+            # The means are worth having without: policies fall back to fixed weights, and the file says so.
+            options.notice(f"no weights learned: {error}")
+    if selection is not None:
+        tensors |= {"learned_weights": selection.weights, "learned_share": selection.share}
     options.progress("write", 0, 1)
     source = ", ".join(p.name for p in options.text) if options.text else "text of triattn.calibrate"
     stats = save(
         options.out,
-        {**means.result(), "inv_freq": models.inv_freq(config)[0]},
+        tensors,
         geometry,
         models.identity(config),
         tokens=means.tokens,
         source=source,
         license=options.license,
         created_by=f"triattn {triattn.__version__} calibrate, transformers {__version__}, {network.dtype}",
+        learned=selection.note if selection else None,
     )
     options.progress("write", 1, 1)
     return stats

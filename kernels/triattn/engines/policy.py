@@ -142,7 +142,7 @@ def scoring_key(policy: PolicyInForce, number: int) -> tuple[Policy, Signature |
     if not policy.can_compress(number):
         return None
     scoring = replace(Policy.of(policy.documents[number]), name="")
-    return scoring, signature(policy.statistics) if scoring.needs_statistics and policy.statistics else None
+    return scoring, signature(policy.statistics) if scoring.uses_statistics and policy.statistics else None
 
 
 def check_policy(
@@ -170,7 +170,7 @@ def check_policy(
     for number, document in enumerate(policy.documents):
         scoring = Policy.of(document)
         statistics = None
-        if scoring.needs_statistics and policy.statistics is not None:
+        if scoring.uses_statistics and policy.statistics is not None:
             statistics = load_statistics(policy.statistics, geometry)
         elif scoring.needs_statistics and number in compressing:
             raise ConfigError(

@@ -17,7 +17,7 @@ from triattn.policies.norm import Norm
 from triattn.policies.random import Random, mix
 from triattn.policies.recency import Recency
 from triattn.policies.superseded import Superseded
-from triattn.policies.terms import Term
+from triattn.policies.terms import Term, Weighted
 from triattn.policies.trig import Trig, offsets
 
 BUILT_IN = ("trig", "trig_max", "norm", "keydiff", "random", "recency")
@@ -50,7 +50,7 @@ class Program:
         the policy's own terms, and for the reserve's.
     ids: int32 [layers + kv_heads + 2], the hash's names of layers and heads, and the seed's state for the random
         and for the gumbel term.
-    shares: int32 [layers * kv_heads], the reserve's share by choice.
+    shares: int32 [choices], the reserve's share.
     """
 
     policy: Policy
@@ -129,23 +129,26 @@ def compile_policy(
     omega = shape.inv_freq.double().cpu()
     scale = shape.attention_scaling**2
     rows = shape.layers * shape.kv_heads
+    choices = {"per_layer_per_head": rows, "per_head": shape.kv_heads, "union": 1}[policy.selection]
     # What a set is multiplied by: in the policy's own sum, in the reserve's.
-    sets: dict[str, list[float]] = {}
+    sets: dict[str, list[float | Tensor]] = {}
     others: list[tuple[str, Term, float]] = []
     seed = 0
     for term in policy.all_terms:
-        own, reserved = (sum(w for w, t in side if t == term) for side in (policy.terms, policy.reserve))
-        factor = scale if separate else own * scale
+        own, reserved = (_weight(side, term) for side in (policy.terms, policy.reserve))
         kind = _kind(term)
         if kind in sets and (separate or kind == "trig_max"):
             raise PolicyError(
                 "terms", kind, "on a GPU each kind of term can stand once here; merge or drop one"
             )
         sets[kind] = [own, reserved]
+        # A factor for each row is one of a set's, never of the sum that the score kernel forms.
+        own = 1.0 if isinstance(own, Tensor) else own
         if kind not in BUILT_IN:
             others.append((kind, term, own))
             continue
         weight[kind] += own
+        factor = scale if separate else own * scale
         if isinstance(term, (Trig, Norm)):
             assert statistics is not None
             centre = torch.complex(
@@ -177,7 +180,14 @@ def compile_policy(
         columns = [[1.0, 0.0]]
     group = shape.group if query_kinds else 1
     first = query_sets * group + len(kv_kinds)
-    weights = torch.tensor(columns, dtype=torch.float32).T[: 2 if policy.reserve else 1]
+    weights = torch.stack(
+        [
+            torch.stack(
+                [torch.as_tensor(w, dtype=torch.float32).cpu().flatten().expand(rows) for w in side], -1
+            )
+            for side in list(zip(*columns, strict=True))[: 2 if policy.reserve else 1]
+        ]
+    )
     gumbel = next((t.seed ^ STREAM for _, t, _ in others if isinstance(t, Gumbel)), 0)
     return Program(
         policy=policy,
@@ -190,13 +200,17 @@ def compile_policy(
         turns=(omega / math.tau).to(device),
         steps=steps.contiguous().to(device),
         term_weights=torch.tensor([*weight.values(), 0.0, 0.0], dtype=torch.float32).to(device),
-        set_weights=weights[:, None].expand(-1, rows, -1).contiguous().to(device),
+        set_weights=weights.contiguous().to(device),
         ids=_ids(policy, shape, (seed, gumbel)).to(device),
-        shares=torch.full((rows,), policy.reserve_share, dtype=torch.int32).to(device),
+        shares=torch.as_tensor(policy.reserve_share).int().flatten().expand(choices).contiguous().to(device),
         extras=tuple(
             Extra(term, own, first + i if separate else 0) for i, (_, term, own) in enumerate(others)
         ),
     )
+
+
+def _weight(terms: Weighted, term: Term) -> float | Tensor:
+    return next((w for w, t in terms if t == term), 0.0)
 
 
 def split_matrix(x: Tensor, kv_heads: int, rows: int, columns: int, split: bool) -> Tensor:

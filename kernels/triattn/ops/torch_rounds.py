@@ -38,6 +38,9 @@ class TorchRounds:
     policy: Policy
     statistics: QueryStatistics | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", self.policy.with_statistics(self.statistics))
+
     def warm_up(self) -> None:
         """Nothing to prepare."""
 

@@ -107,6 +107,7 @@ class TritonRounds:
     ) -> None:
         if positions.dtype != torch.int32 or not positions.is_contiguous():
             raise ValueError(f"positions must be contiguous int32, not {positions.dtype}")
+        policy = policy.with_statistics(statistics)
         self.caches, self.positions, self.shape, self.policy = caches, positions, shape, policy
         self.device = positions.device
         self.max_resident = max_resident

@@ -11,7 +11,10 @@ from torch import Tensor
 
 
 class QueryStatistics(Protocol):
-    """Mean pre-rotary queries: float32 [layers, query heads, F], F = rotary dimensions / 2 (`triattn.statistics`)."""
+    """Mean pre-rotary queries: float32 [layers, query heads, F], F = rotary dimensions / 2 (`triattn.statistics`).
+
+    They may have more (see `Policy.with_statistics`): `learned_terms`, `learned_weights`, `learned_share`.
+    """
 
     @property
     def q_mean_real(self) -> Tensor: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,7 +13,7 @@ from triattn.policies.context import ModelShape, QueryStatistics, Round
 from triattn.policies.errors import PolicyError
 from triattn.policies.quotas import ONE, free_places, promote, segment_of
 from triattn.policies.select import keep_highest
-from triattn.policies.terms import Term, Weighted, weighted
+from triattn.policies.terms import Term, Weighted, terms_of, weighted
 
 STD_FLOOR = 1e-6
 """Smallest standard deviation that a z-score divides by."""
@@ -27,6 +27,7 @@ class Policy:
 
     Of the places that pinned entries leave, `reserve_share` (in parts of 65,536) go to the highest by the terms
     `reserve`; then `segment_share` of what is left evenly to `segments` stretches of the sequence; then the highest.
+    `learned` and `optional` say what statistics change: see `with_statistics`.
     """
 
     name: str
@@ -38,9 +39,11 @@ class Policy:
     sinks: int
     window: int
     reserve: Weighted = ()
-    reserve_share: int = 0
+    reserve_share: int | Tensor = 0
     segments: int = 0
     segment_share: int = 0
+    learned: bool = False
+    optional: bool = False
 
     @classmethod
     def of(cls, document: wire.PolicyDocument) -> Policy:
@@ -59,7 +62,32 @@ class Policy:
             reserve_share=round(reserve.share * ONE) if reserve else 0,
             segments=segments.count if segments else 0,
             segment_share=round(segments.share * ONE) if segments else 0,
+            learned=document.learned,
+            optional=document.statistics == "optional",
         )
+
+    def with_statistics(self, statistics: QueryStatistics | None) -> Policy:
+        """The policy as it scores with these statistics of this rank: with what they have learned; or without the
+        terms that need them, where they are missing and the policy can do without."""
+        if statistics is None:
+            if not self.optional:
+                return self
+            terms, reserve = (
+                tuple((w, t) for w, t in side if not t.needs_statistics)
+                for side in (self.terms, self.reserve)
+            )
+            # Where nothing of its own is left, the reserve's terms choose all.
+            return replace(self, terms=terms or reserve, reserve=reserve if terms else (), optional=False)
+        kinds = getattr(statistics, "learned_terms", ())
+        if not self.learned or not kinds:
+            return self
+        terms = tuple(zip(statistics.learned_weights, terms_of(kinds), strict=True))  # type: ignore[attr-defined]
+        share = (statistics.learned_share.double() * ONE).round().long()  # type: ignore[attr-defined]
+        if self.selection != "per_layer_per_head":
+            share = share.double().mean(dim=0, keepdim=True).round().long()
+        if self.selection == "union":
+            share = share.double().mean(dim=1, keepdim=True).round().long()
+        return replace(self, terms=terms, reserve_share=share if self.reserve else 0, learned=False)
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
@@ -68,8 +96,13 @@ class Policy:
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether some term reads statistics of the model's queries."""
-        return any(t.needs_statistics for t in self.all_terms)
+        """Whether it cannot work without statistics of the model's queries."""
+        return not self.optional and any(t.needs_statistics for t in self.all_terms)
+
+    @property
+    def uses_statistics(self) -> bool:
+        """Whether statistics of the model's queries change what it keeps."""
+        return self.learned or any(t.needs_statistics for t in self.all_terms)
 
     @property
     def reads_keys(self) -> bool:
@@ -90,7 +123,7 @@ class Policy:
             PolicyError: statistics that are missing or of another shape; terms on rotary bands of a model that has
                 none; a choice shared by heads or layers of different ranks, which never talk to each other.
         """
-        if self.needs_statistics:
+        if self.needs_statistics or (self.uses_statistics and statistics is not None):
             if shape.rotary_dim == 0:
                 raise PolicyError(
                     "terms",
@@ -157,7 +190,9 @@ class Policy:
         """Like `scores`, with the reserve and the quotas of segments promoted to +inf."""
         scores = self.scores(ctx)
         if self.reserve:
-            places = free_places(scores, keep) * self.reserve_share // ONE
+            share = self.reserve_share
+            share = share.to(scores.device) if isinstance(share, Tensor) else share
+            places = free_places(scores, keep) * share // ONE
             scores = promote(scores, self.scores(ctx, self.reserve), places)
         if self.segments:
             first, last = self._span(ctx)
@@ -183,7 +218,10 @@ class Policy:
             part = term.score(ctx, layer)
             if not term.per_query_head:
                 part = part.repeat_interleave(group, dim=0)
-            total = total + weight * (z_score(part, evictable) if self.normalize == "each" else part)
+            factor = weight
+            if isinstance(weight, Tensor):
+                factor = weight[layer].to(part.device).repeat_interleave(group)[:, None]
+            total = total + factor * (z_score(part, evictable) if self.normalize == "each" else part)
         if self.normalize == "sum":
             total = z_score(total, evictable)
         grouped = total.unflatten(0, (ctx.model.kv_heads, group))

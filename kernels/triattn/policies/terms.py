@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
 from torch import Tensor
 
 from triattn import wire
@@ -32,8 +33,8 @@ class Term(Protocol):
     def score(self, ctx: Round, layer: int) -> Tensor: ...
 
 
-Weighted = tuple[tuple[float, Term], ...]
-"""Terms with the factor of each."""
+Weighted = tuple[tuple[float | Tensor, Term], ...]
+"""Terms with the factor of each, for all or float32 [layers, kv_heads]."""
 
 
 def weighted(items: Sequence[object], document: wire.PolicyDocument) -> Weighted:
@@ -43,6 +44,13 @@ def weighted(items: Sequence[object], document: wire.PolicyDocument) -> Weighted
         term = _term(item, document)
         weights[term] = weights.get(term, 0.0) + float(item.weight)  # type: ignore[attr-defined]
     return tuple((w, t) for t, w in weights.items() if w != 0.0)
+
+
+def terms_of(kinds: Sequence[str]) -> tuple[Term, ...]:
+    """Terms by kind, each with its defaults."""
+    fields = {"name": "terms", "terms": [{"kind": kind} for kind in kinds]}
+    document = msgspec.convert(fields, wire.PolicyDocument)
+    return tuple(_term(item, document) for item in document.terms)
 
 
 def _term(item: object, document: wire.PolicyDocument) -> Term:

@@ -13,6 +13,8 @@ const done = {
   tokens: 20,
   layers: 1,
   queryHeads: 1,
+  learned: null,
+  notices: [],
   concentration: 0.5,
 };
 const probed = {

@@ -111,6 +111,11 @@ export const ScoreTerm = z
   ])
   .meta({ id: "ScoreTerm" });
 
+/** Whether a term scores with statistics of the model's queries. */
+export function readsStatistics({ kind }: { readonly kind: string }): boolean {
+  return kind === "trig" || kind === "norm";
+}
+
 const share = z.number().min(0).max(1);
 
 export const Reserve = z
@@ -178,6 +183,17 @@ export const PolicyDocument = z
     terms: z.array(ScoreTerm).min(1).max(16),
     reserve: Reserve.nullable().default(null),
     segments: Segments.nullable().default(null),
+    learned: z
+      .boolean()
+      .default(false)
+      .describe(
+        "True: where the statistics have learned weights, those of each layer and KV head replace the terms, and " +
+          "the learned share that of the reserve. Needs normalize each.",
+      ),
+    statistics: z
+      .enum(["required", "optional"])
+      .default("required")
+      .describe("Optional: without statistics of the model, the terms that need them are left out."),
     normalize: z
       .enum(["none", "sum", "each"])
       .default("sum")
@@ -200,10 +216,16 @@ export const PolicyDocument = z
       .describe("True: the budget covers the prompt. False: the budget covers generated tokens only."),
     seed: z.int().min(0).max(4294967295).default(0).describe("Seed of the random and gumbel terms."),
   })
-  .refine(({ reserve, normalize }) => reserve === null || normalize === "each", {
+  .refine(({ reserve, learned, normalize }) => (reserve === null && !learned) || normalize === "each", {
     path: ["normalize"],
-    error: "must be each where reserve is given: its terms and the policy's share what they are measured in",
+    error: "must be each where a reserve is given or weights are learned: scores need one unit",
   })
+  .refine(
+    ({ terms, reserve, statistics }) =>
+      statistics === "required" ||
+      [...terms, ...(reserve?.terms ?? [])].some((term) => !readsStatistics(term)),
+    { path: ["statistics"], error: "must be required where every term needs them" },
+  )
   .meta({ id: "PolicyDocument", description: "How the KV cache of each request is kept inside its budget." });
 
 export type ScoreTerm = z.infer<typeof ScoreTerm>;

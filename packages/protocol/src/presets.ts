@@ -5,6 +5,21 @@ import type { PolicyInput } from "./policy.ts";
  * of its published code; budget and interval are the document's defaults.
  */
 export const presets = {
+  /**
+   * triattn's own. A reserve for tokens that nothing later repeats and whose keys are unlike the others, the rest by
+   * expected use: with weights learned at calibration where the statistics have them, else trig and a little keydiff;
+   * without statistics, keydiff and recency.
+   */
+  auto: {
+    name: "auto",
+    terms: [{ kind: "trig" }, { kind: "keydiff", weight: 0.2 }, { kind: "recency", weight: 0.1 }],
+    reserve: { share: 0.5, terms: [{ kind: "superseded" }, { kind: "keydiff" }] },
+    learned: true,
+    statistics: "optional",
+    normalize: "each",
+    groupAggregation: "mean",
+    selection: "per_layer_per_head",
+  },
   /** TriAttention, arXiv 2604.04921: trig + norm, z-scored per query head, maximum over the group. */
   triattention: {
     name: "triattention",

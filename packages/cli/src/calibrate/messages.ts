@@ -4,7 +4,7 @@ import { z } from "zod";
 export const CalibrationMessage = z.discriminatedUnion("type", [
   z.object({
     type: z.literal("progress"),
-    phase: z.enum(["load", "measure", "write"]),
+    phase: z.enum(["load", "measure", "learn", "write"]),
     done: z.int().min(0),
     total: z.int().min(0),
   }),
@@ -17,6 +17,9 @@ export const CalibrationMessage = z.discriminatedUnion("type", [
     tokens: z.int(),
     layers: z.int(),
     queryHeads: z.int(),
+    /** Part of the damage of eviction that each score avoids on text not fitted on; null: nothing was learned. */
+    learned: z.record(z.string(), z.number()).nullable(),
+    notices: z.array(z.string()),
     concentration: z.number(),
   }),
 ]);

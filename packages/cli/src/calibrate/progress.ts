@@ -1,6 +1,14 @@
 import type { CalibrationProgress } from "./messages.ts";
 
-const PHASES = { load: "loading the model", measure: "measuring", write: "writing" } as const;
+const PHASES = {
+  load: "loading the model",
+  measure: "measuring",
+  learn: "learning selection from",
+  write: "writing",
+} as const;
+
+/** Phases that count tokens. */
+const counts = (phase: CalibrationProgress["phase"]): boolean => phase === "measure" || phase === "learn";
 
 function duration(seconds: number): string {
   const whole = Math.round(seconds);
@@ -8,9 +16,9 @@ function duration(seconds: number): string {
   return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
-/** Rate (tokens a second) and rest (seconds) of the measuring, from its first report on. */
+/** Rate (tokens a second) and rest (seconds) of a phase that counts tokens, from its first report on. */
 export class Rate {
-  private start: { at: number; done: number } | null = null;
+  private start: { at: number; done: number; phase: string } | null = null;
   private readonly now: () => number;
 
   constructor(now: () => number = () => performance.now() / 1000) {
@@ -18,9 +26,13 @@ export class Rate {
   }
 
   /** Null until there are two reports to compare. */
-  update({ done, total }: CalibrationProgress): { tokensPerSecond: number; secondsLeft: number } | null {
+  update({
+    phase,
+    done,
+    total,
+  }: CalibrationProgress): { tokensPerSecond: number; secondsLeft: number } | null {
     const at = this.now();
-    this.start ??= { at, done };
+    if (this.start?.phase !== phase) this.start = { at, done, phase };
     const elapsed = at - this.start.at;
     if (elapsed <= 0 || done <= this.start.done) return null;
     const tokensPerSecond = (done - this.start.done) / elapsed;
@@ -44,7 +56,7 @@ export function progressReporter(
   return (progress) => {
     const { phase, done, total } = progress;
     let text: string = PHASES[phase];
-    if (phase === "measure") {
+    if (counts(phase)) {
       text += ` ${done} of ${total} tokens`;
       const speed = rate.update(progress);
       if (speed !== null) {
@@ -55,7 +67,7 @@ export function progressReporter(
       output.write(`\r\x1b[2K${text}${phase === "write" && done === total ? "\n" : ""}`);
       return;
     }
-    const part = phase === "measure" ? Math.floor((10 * done) / Math.max(total, 1)) : -1;
+    const part = counts(phase) ? Math.floor((10 * done) / Math.max(total, 1)) : -1;
     if (phase !== last || part > tenth) output.write(`${text}\n`);
     last = phase;
     tenth = part;

@@ -17,11 +17,17 @@ const whole = z
   .transform(Number)
   .pipe(z.int().min(2));
 
+const orNone = z
+  .string()
+  .regex(/^[0-9]{1,9}$/, "must be a whole number, 0 to learn nothing")
+  .transform(Number);
+
 const Options = z.strictObject({
   out: z.string().min(1).optional(),
   text: z.array(z.string()).optional(),
   tokens: whole.optional(),
   window: whole.optional(),
+  learn: orNone.optional(),
   device: z.string().min(1).optional(),
   dtype: z.enum(["auto", "float32", "bfloat16", "float16"]).optional(),
   name: z.string().min(1).optional(),
@@ -56,7 +62,10 @@ async function calibrate(model: string, given: unknown): Promise<void> {
   const line = (value: unknown) => process.stdout.write(`${JSON.stringify(value)}\n`);
   const report = json
     ? (progress: Parameters<Rate["update"]>[0]) =>
-        line({ ...progress, ...(progress.phase === "measure" ? rate.update(progress) : null) })
+        line({
+          ...progress,
+          ...(progress.phase === "measure" || progress.phase === "learn" ? rate.update(progress) : null),
+        })
     : progressReporter(process.stderr);
 
   const controller = new AbortController();
@@ -72,6 +81,7 @@ async function calibrate(model: string, given: unknown): Promise<void> {
     const result = await runCalibration(python, args, environment, report, controller.signal);
     if (json) line(result);
     else {
+      for (const notice of result.notices) process.stderr.write(`${notice}\n`);
       process.stdout.write(
         `${out}: statistics of ${result.model} over ${result.tokens} tokens, fingerprint ${result.fingerprint}\n`,
       );
@@ -96,6 +106,7 @@ export function calibrateCommand(): Command {
     .option("--text <file...>", "UTF-8 text to measure on (default: text that comes with triattn)")
     .option("--tokens <n>", "tokens to measure (default: all of the text)")
     .option("--window <n>", "tokens run at once (default: 2048)")
+    .option("--learn <n>", "tokens that weights of score terms are learned from, 0: none (default: 16384)")
     .option("--device <device>", "cpu, cuda, cuda:1, … (default: cuda where there is one)")
     .option(
       "--dtype <dtype>",

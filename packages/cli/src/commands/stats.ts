@@ -71,6 +71,34 @@ function describe(path: string, metadata: StatisticsMetadata): [string, string][
   ];
 }
 
+/** Mean of each learned term's weights over layers and KV heads, and of the share for distinct tokens. */
+function learnedWeights({ learned, model }: StatisticsMetadata, tensors: StatisticsTensors) {
+  const { learned_weights: weights, learned_share: share } = tensors;
+  if (learned === null || weights === undefined || share === undefined) return null;
+  const mean = (values: Float32Array) =>
+    Number((values.reduce((sum, value) => sum + value, 0) / values.length).toFixed(3));
+  const size = model.layers * model.kvHeads;
+  const terms = learned.terms.map((term, i): [string, number] => [
+    term,
+    mean(weights.subarray(i * size, (i + 1) * size)),
+  ]);
+  return { terms: Object.fromEntries(terms), share: mean(share) };
+}
+
+function describeLearned(metadata: StatisticsMetadata, tensors: StatisticsTensors): [string, string][] {
+  const found = learnedWeights(metadata, tensors);
+  if (metadata.learned === null || found === null) return [["learned", "no weights"]];
+  const numbers = (record: Record<string, number>) =>
+    Object.entries(record)
+      .map(([name, value]) => `${name} ${value}`)
+      .join(", ");
+  return [
+    ["learned", `from ${metadata.learned.tokens} tokens; mean weights ${numbers(found.terms)}`],
+    ["reserve", `${found.share} of the free places on average, for distinct tokens`],
+    ["avoided", `of the damage of eviction, on held-out text: ${numbers(metadata.learned.kept)}`],
+  ];
+}
+
 function list({ json }: Format): void {
   const { entries } = new StatisticsLibrary();
   if (json) {
@@ -97,12 +125,14 @@ function show(nameOrPath: string, { json }: Format): void {
   const { metadata, tensors } = loadStatistics(path);
   const measured = concentration(tensors, metadata.model.layers);
   if (json) {
-    printJson({ path, ...metadata, concentration: measured });
+    const weights = learnedWeights(metadata, tensors);
+    printJson({ path, ...metadata, concentration: measured, learnedWeights: weights });
     return;
   }
   const rows = describe(path, metadata);
   const layers = measured.perLayer.map((value) => value.toFixed(2)).join(" ");
   rows.push(["concentration", `${measured.mean} on average; by layer ${layers}`]);
+  rows.push(...describeLearned(metadata, tensors));
   print(columns(rows));
 }
 

@@ -8,7 +8,13 @@ import {
   StatisticsError,
   StatisticsLibrary,
 } from "@triattn/control";
-import type { PolicyDocument, PolicyInput, PresetName, Rule } from "@triattn/protocol";
+import {
+  type PolicyDocument,
+  type PolicyInput,
+  type PresetName,
+  type Rule,
+  readsStatistics,
+} from "@triattn/protocol";
 
 export interface PolicyOptions {
   readonly model: string;
@@ -123,10 +129,13 @@ function find(given: PolicyOptions["policy"], environment: NodeJS.ProcessEnv): F
   return { policy: base, source: "the default", warnings: none };
 }
 
-/** Whether a policy scores with statistics of the model's queries. */
-export function needsStatistics({ budget, terms, reserve }: PolicyDocument): boolean {
-  const all = [...terms, ...(reserve?.terms ?? [])];
-  return budget > 0 && all.some(({ kind }) => kind === "trig" || kind === "norm");
+/** Whether a policy cannot work without statistics of the model's queries. */
+export function needsStatistics({ budget, terms, reserve, statistics }: PolicyDocument): boolean {
+  return (
+    budget > 0 &&
+    statistics === "required" &&
+    [...terms, ...(reserve?.terms ?? [])].some((term) => readsStatistics(term))
+  );
 }
 
 function findStatistics(

@@ -20,6 +20,7 @@ export {
 export { rotaryFrequencies } from "./rotary.ts";
 export {
   checkStatistics,
+  LearnedSelection,
   loadStatistics,
   readStatisticsMetadata,
   StatisticsMetadata,

@@ -31,13 +31,16 @@ export const StatisticsMetadata = z.strictObject({
   format: z.union([z.literal(1), z.literal(STATISTICS_FORMAT)]),
   model: ModelGeometry,
   identity: z.record(z.string(), z.unknown()).describe("What the fingerprint was taken over."),
-  sha256: z.string().describe(`Over the tensors' bytes, in the order ${[...TENSORS, ...OPTIONAL].join(", ")}.`),
+  sha256: z
+    .string()
+    .describe(`Over the tensors' bytes, in the order ${[...TENSORS, ...OPTIONAL].join(", ")}.`),
   tokens: z.int().min(1).nullable().default(null),
   source: z.string().default(""),
   license: z.string().default(""),
   created_by: z.string().default(""),
   learned: LearnedSelection.nullable().default(null),
 });
+export type LearnedSelection = z.infer<typeof LearnedSelection>;
 export type StatisticsMetadata = z.infer<typeof StatisticsMetadata>;
 
 /** Statistics per query head and band, row-major [layers, queryHeads, F], and the F frequencies. */
@@ -113,8 +116,18 @@ function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
   return metadata.data;
 }
 
+function shapesOf({ model, learned }: StatisticsMetadata, bands: number): (name: TensorName) => number[] {
+  const { layers, queryHeads, kvHeads } = model;
+  const others: Partial<Record<TensorName, number[]>> = {
+    inv_freq: [bands],
+    learned_weights: [learned?.terms.length ?? 0, layers, kvHeads],
+    learned_share: [layers, kvHeads],
+  };
+  return (name) => others[name] ?? [layers, queryHeads, bands];
+}
+
 function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: string): StatisticsTensors {
-  const { layers, queryHeads, kvHeads, rotary } = metadata.model;
+  const { rotary } = metadata.model;
   const names = [...file.tensors.keys()].sort();
   const allowed: readonly string[] = metadata.format === 1 ? TENSORS : [...TENSORS, ...OPTIONAL];
   if (
@@ -133,14 +146,9 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
     const remedy = `goes with ${LEARNED.join(" and ")}, all or none; ${REMEDY}`;
     throw new StatisticsError(`learned of ${path}`, terms.join(", "), remedy);
   }
-  const bands = rotary.dim / 2;
-  const shapes: Partial<Record<TensorName, number[]>> = {
-    inv_freq: [bands],
-    learned_weights: [terms.length, layers, kvHeads],
-    learned_share: [layers, kvHeads],
-  };
+  const shapes = shapesOf(metadata, rotary.dim / 2);
   const read = (name: TensorName): Float32Array => {
-    const shape = shapes[name] ?? [layers, queryHeads, bands];
+    const shape = shapes(name);
     const info = file.tensors.get(name);
     if (info?.dtype !== "F32" || info.shape.join() !== shape.join()) {
       const found = `${info?.dtype} [${info?.shape}]`;
@@ -245,18 +253,23 @@ export function saveStatistics(
   model: ModelGeometry,
   identity: ModelIdentity,
   origin: { tokens: number | null; source: string; license: string; created_by: string },
+  learned: LearnedSelection | null = null,
 ): StatisticsMetadata {
+  const present = [...TENSORS, ...OPTIONAL].flatMap((name): [TensorName, Float32Array][] => {
+    const tensor = tensors[name];
+    return tensor === undefined ? [] : [[name, tensor]];
+  });
   const metadata: StatisticsMetadata = {
-    format: 1,
+    format: present.length > TENSORS.length ? STATISTICS_FORMAT : 1,
     model,
     identity: { ...identity },
     sha256: digest(tensors),
-    learned: null,
     ...origin,
+    learned,
   };
-  const whole = [model.layers, model.queryHeads, tensors.inv_freq.length];
+  const shapes = shapesOf(metadata, tensors.inv_freq.length);
   const data = encodeSafetensors(
-    TENSORS.map((name) => [name, name === "inv_freq" ? whole.slice(2) : whole, tensors[name]]),
+    present.map(([name, tensor]) => [name, shapes(name), tensor]),
     { triattn: JSON.stringify(metadata) },
   );
   writeAtomically(path, data, (temporary) => loadStatistics(temporary));

@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { FieldError } from "../../src/index.ts";
 import { type ModelIdentity, modelGeometry, modelIdentity } from "../../src/stats/fingerprint.ts";
 import { rotaryFrequencies } from "../../src/stats/rotary.ts";
-import { type StatisticsTensors, saveStatistics } from "../../src/stats/statistics.ts";
+import { type LearnedSelection, type StatisticsTensors, saveStatistics } from "../../src/stats/statistics.ts";
 
 /** The model of fixtures/tiny_reference.pt: 2 layers of 4 query heads, 4 bands. */
 export const tiny = {
@@ -35,10 +35,16 @@ const origin = { tokens: 100, source: "test", license: "", created_by: "test" };
 /** Writes statistics of the tiny model. */
 export function saveTiny(
   path: string,
-  { name = "tiny", weights = null as string | null, tensors = tinyTensors(), config = tiny } = {},
+  {
+    name = "tiny",
+    weights = null as string | null,
+    tensors = tinyTensors(),
+    config = tiny,
+    learned = null as LearnedSelection | null,
+  } = {},
 ): void {
   const model = { ...modelGeometry(config, name, null), weights };
-  saveStatistics(path, tensors, model, identityOf(config), origin);
+  saveStatistics(path, tensors, model, identityOf(config), origin, learned);
 }
 
 /** A model directory with a config.json. */

@@ -31,6 +31,39 @@ test("round trip", () => {
   expect(readStatisticsMetadata(path)).toStrictEqual(metadata);
 });
 
+const learned = {
+  terms: ["trig", "keydiff"] as ("trig" | "keydiff")[],
+  tokens: 50,
+  seed: 0,
+  kept: { random: 0.25 },
+};
+const learnedTensors = () => ({
+  ...tinyTensors(),
+  q_square_mean: tinyTensors().q_abs_mean.map((v) => 1.5 * v * v),
+  learned_weights: Float32Array.from({ length: 8 }, (_, i) => i - 4),
+  learned_share: Float32Array.from([0, 0.25, 0.5, 1]),
+});
+
+test("squares and learned weights come along", () => {
+  const path = join(temporaryDirectory(), "tiny.safetensors");
+  saveTiny(path, { tensors: learnedTensors(), learned });
+  const { metadata, tensors } = loadStatistics(path);
+  expect(tensors).toStrictEqual(learnedTensors());
+  expect(metadata).toMatchObject({ format: 2, learned });
+});
+
+test.each([
+  [{ learned_share: new Float32Array(4).fill(1.5) }, learned, "learned_share"],
+  [{ learned_weights: new Float32Array(8).fill(Number.NaN) }, learned, "learned_weights"],
+  [{ q_square_mean: new Float32Array(32) }, learned, "q_square_mean"],
+  [{}, null, "learned"],
+  [{}, { ...learned, terms: ["trig", "trig"] as ("trig" | "keydiff")[] }, "twice"],
+])("what was never learned is refused: %#", (change, what, words) => {
+  const path = join(temporaryDirectory(), "tiny.safetensors");
+  const tensors = { ...learnedTensors(), ...change };
+  expect(errorOf(() => saveTiny(path, { tensors, learned: what })).message).toContain(words);
+});
+
 test("every truncation is refused", () => {
   const path = saved();
   const data = readFileSync(path);
