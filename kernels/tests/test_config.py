@@ -70,7 +70,7 @@ def test_policy_variable(form: str, tmp_path: Path) -> None:
 
 
 BAD: list[tuple[dict[str, str], Any, str, str]] = [
-    ({}, {"policy": "nope"}, "policy", "one of blend, keydiff"),
+    ({}, {"policy": "nope"}, "policy", "one of auto, blend"),
     ({}, {"policy": 3}, "policy", "a preset"),
     ({}, [], "additional_config.triattn", "a mapping"),
     ({}, {"polcy": "random"}, "additional_config.triattn.polcy", "policy, budget, interval, statistics"),

@@ -190,11 +190,11 @@ def load_weights(spec: ModelSpec) -> dict[str, torch.Tensor]:
 def statistics(spec: ModelSpec, seed: int = 0) -> Path:
     """A statistics file of the model's geometry with random numbers: what trig and norm terms need."""
     from triattn.model import geometry, identity, inv_freq
-    from triattn.statistics import save
+    from triattn.statistics import LEARNABLE, Learned, save
 
     directory = checkpoint(spec)
     # Beside the checkpoint: vLLM loads every safetensors file in it.
-    path = directory.parent / f"{directory.name}-statistics-{seed}.safetensors"
+    path = directory.parent / f"{directory.name}-learned-{seed}.safetensors"
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         form = config(spec)
@@ -207,6 +207,8 @@ def statistics(spec: ModelSpec, seed: int = 0) -> Path:
             "q_mean_imag": imag,
             "q_abs_mean": torch.hypot(real, imag) * (1 + spread) + spread,
             "inv_freq": frequencies,
+            "learned_weights": torch.randn((len(LEARNABLE), spec.layers, spec.kv_heads), generator=generator),
+            "learned_share": torch.rand((spec.layers, spec.kv_heads), generator=generator),
         }
         save(
             path,
@@ -217,5 +219,6 @@ def statistics(spec: ModelSpec, seed: int = 0) -> Path:
             source="random numbers",
             license="",
             created_by="tests",
+            learned=Learned(terms=list(LEARNABLE), tokens=1, seed=seed, kept={}),
         )
     return path

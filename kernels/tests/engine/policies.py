@@ -22,8 +22,12 @@ def document(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def plugin(model: str, name: str = "random", **changes: Any) -> dict[str, Any]:
-    """``additional_config["triattn"]`` with such a policy, and statistics of random numbers if it needs them."""
+    """``additional_config["triattn"]`` with such a policy, and statistics of random numbers if it uses them.
+
+    Where the policy's ``statistics`` are optional it gets them, unless `bare`.
+    """
+    bare = changes.pop("bare", False)
     policy = document(name, **changes)
     terms = policy["terms"] + (policy["reserve"] or {"terms": []})["terms"]
     needs = any(term["kind"] in ("trig", "norm") for term in terms)
-    return {"policy": policy} | ({"statistics": str(statistics(SPECS[model]))} if needs else {})
+    return {"policy": policy} | ({"statistics": str(statistics(SPECS[model]))} if needs and not bare else {})

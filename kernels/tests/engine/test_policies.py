@@ -18,13 +18,16 @@ pytestmark = pytest.mark.engine
 TRIG: dict[str, Any] = {"kind": "trig"}
 NORM: dict[str, Any] = {"kind": "norm"}
 
-# name: (model, preset, changes to it). The first ten are the presets.
+# name: (model, preset, changes to it). The presets come first.
 POLICIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "triattention": ("llama", "triattention", {}),
     "random": ("qwen3", "random", {}),
     "streaming": ("llama", "streaming", {}),
     "keydiff": ("qwen3", "keydiff", {}),
     "blend": ("mha", "blend", {}),
+    "auto": ("qwen3", "auto", {}),
+    "auto-fixed": ("llama", "auto", {"learned": False}),
+    "auto-bare": ("mha", "auto", {"bare": True}),
     "knorm": ("llama", "knorm", {}),
     "superseded": ("yarn", "superseded", {}),
     "vase": ("llama", "vase", {"reserve": {"share": 0.3, "terms": [{"kind": "vrange"}]}}),
@@ -46,7 +49,7 @@ POLICIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "experts": ("moe", "blend", {}),
     "nothing-pinned": ("llama", "keydiff", {"pin": {"prompt": False, "sinks": 0, "window": 0}}),
 }
-WITH_KERNELS = [*list(POLICIES)[:5], "superseded", "vase", "triattention-redundancy", "segments", "reserve"]
+WITH_KERNELS = [*list(POLICIES)[:6], "superseded", "vase", "triattention-redundancy", "segments", "reserve"]
 """Run on the V2 runner with interpreted kernels, too: between them they use every one."""
 
 

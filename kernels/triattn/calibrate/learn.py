@@ -210,12 +210,18 @@ def learn(
     be replayed.
     """
     terms = terms_of(LEARNABLE)
-    samples, tokens = [], 0
+    samples: list[Samples] = []
+    tokens = 0
     for piece in pieces:
         if (sample := observe(model, piece, shape, statistics, terms)) is not None:
             samples.append(sample)
         tokens += len(piece)
         progress(tokens)
+    return select(samples, tokens)
+
+
+def select(samples: Sequence[Samples], tokens: int) -> Selection:
+    """Weights and shares of samples that were taken of so many tokens: see `learn`."""
     fitted, others = samples[::2], samples[1::2]
     if not others:
         raise CalibrationError(

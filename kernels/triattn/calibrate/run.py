@@ -17,7 +17,7 @@ from triattn import wire
 from triattn.calibrate.accumulate import Means
 from triattn.calibrate.capture import captured, prove
 from triattn.calibrate.errors import CalibrationError
-from triattn.calibrate.learn import WINDOW, Selection, learn
+from triattn.calibrate.learn import Selection, learn
 from triattn.calibrate.text import own_documents, read_documents, windows
 from triattn.policies import ModelShape
 from triattn.statistics import Statistics, save
@@ -26,6 +26,8 @@ from triattn.statistics import Statistics, save
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 LEARN_WINDOW = 768
 """Tokens of which selection is learned at once: attention is written out there, all heads of a layer."""
+LEARN_LEAST = 400
+"""Fewer are not worth it: scores are taken at half the length, past sinks and window, and then watched for a while."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -173,8 +175,7 @@ def _learn(
     short = [piece[i : i + LEARN_WINDOW] for piece in pieces for i in range(0, len(piece), LEARN_WINDOW)]
     chosen, total = [], 0
     for piece in short:
-        # A piece is scored at half its length, past sinks and window, and then watched for a while.
-        if len(piece) >= 4 * WINDOW and total + len(piece) <= max(options.learn, 2 * LEARN_WINDOW):
+        if len(piece) >= LEARN_LEAST and total + len(piece) <= max(options.learn, 2 * LEARN_WINDOW):
             chosen.append(piece)
             total += len(piece)
     options.progress("learn", 0, total)
