@@ -85,7 +85,7 @@ BAD: list[tuple[dict[str, str], Any, str, str]] = [
     ({}, {"policy": {**RANDOM, "pin": {"sinks": "4"}}}, "policy.pin.sinks", "Expected `int`, got `str`"),
     ({}, {"policy": {**RANDOM, "schema": 2}}, "policy.schema", "Invalid"),
     ({"TRIATTN_POLICY": "/no/such.json"}, None, "TRIATTN_POLICY", "can be read"),
-    ({"TRIATTN_POLICY": "nope"}, None, "TRIATTN_POLICY", "one of blend"),
+    ({"TRIATTN_POLICY": "nope"}, None, "TRIATTN_POLICY", "one of auto, blend"),
     ({"TRIATTN_POLICY": "{"}, None, "TRIATTN_POLICY", "valid JSON"),
     ({"TRIATTN_SOCKET": "http://x"}, None, "TRIATTN_SOCKET", "ipc:// or tcp://"),
     ({"TRIATTN_SOCKET": "tcp://x:1"}, None, "TRIATTN_CURVE_SERVER_KEY", "CURVE key"),

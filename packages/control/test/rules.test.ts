@@ -36,7 +36,7 @@ describe("what is refused", () => {
       "rules.1.name",
       /taken/,
     ],
-    ["no such preset", [{ name: "a", match: {}, policy: "magic" }], "rules.0.policy", /one of blend/],
+    ["no such preset", [{ name: "a", match: {}, policy: "magic" }], "rules.0.policy", /one of auto, blend/],
     [
       "a policy of its own that is wrong",
       [{ name: "a", match: {}, policy: { name: "x", terms: [{ kind: "random", weight: "1" }] } }],

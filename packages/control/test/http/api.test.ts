@@ -78,7 +78,7 @@ describe("what is wrong with a request is said", () => {
     field: string | null,
     remedy: RegExp,
   ][] = [
-    ["PUT", "/api/policy", { policy: "magic" }, 400, "policy", /one of blend/],
+    ["PUT", "/api/policy", { policy: "magic" }, 400, "policy", /one of auto, blend/],
     ["PUT", "/api/policy", { policy: { ...policy, budget: 10 } }, 400, "policy.budget", /at least/],
     [
       "PUT",
@@ -93,7 +93,7 @@ describe("what is wrong with a request is said", () => {
     ["PUT", "/api/policy", {}, 400, "body.policy", /./],
     ["PUT", "/api/policy", "{", 400, null, /^$/],
     ["PUT", "/api/policy", JSON.stringify("x".repeat(300_000)), 413, null, /^$/],
-    ["POST", "/api/policy/preview", { policy: "magic" }, 400, "policy", /one of blend/],
+    ["POST", "/api/policy/preview", { policy: "magic" }, 400, "policy", /one of auto, blend/],
     ["POST", "/api/policy/rollback", { revision: 9 }, 400, "revision", /one of those remembered: 1/],
     ["POST", "/api/policy/rollback", { revision: "1" }, 400, "body.revision", /./],
     ["DELETE", "/api/policy", {}, 404, "path", /HTTP API/],
