@@ -20,7 +20,7 @@ const done = {
 const probed = {
   python: [3, 12, 0],
   executable: "python",
-  engine: { version: "0.32.0", distribution: "vllm", server: true, cli: true },
+  engine: { version: "0.32.0", distribution: "vllm", servers: [true, true] },
   missing: [],
 };
 const progress = (done: number) => ({
