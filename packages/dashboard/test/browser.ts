@@ -50,11 +50,12 @@ export interface PageOptions {
 
 /** A browser with nothing of anybody in it. */
 export class Browser {
-  readonly #directory: string;
+  /** Its user data directory. */
+  readonly directory: string;
   readonly #context: BrowserContext;
 
   private constructor(directory: string, context: BrowserContext) {
-    this.#directory = directory;
+    this.directory = directory;
     this.#context = context;
   }
 
@@ -92,6 +93,6 @@ export class Browser {
 
   async close(): Promise<void> {
     await this.#context.close();
-    rmSync(this.#directory, { recursive: true, force: true });
+    rmSync(this.directory, { recursive: true, force: true });
   }
 }
