@@ -126,6 +126,21 @@ def test_aborts(page: int) -> None:
     assert len(result["stays"].tokens) == 60
 
 
+def test_admission_sees_the_budget() -> None:
+    """Requests that would fill the cache several times over run together, and none loses its slots."""
+    requests = [Request(f"r{i}", prompt(i, 20), 150) for i in range(8)]
+    common = {"requests": requests, "tokens": 640, "max_running": 8}
+    bounded = run(Scenario("llama", plugin("llama", "keydiff"), **common))
+    check(bounded, rounds=8 * 12)
+    free = run(Scenario("llama", plugin("llama", "keydiff", budget=0), **common))
+    assert check(free).rounds == 0
+    assert bounded.peak_running == 8 > free.peak_running
+    assert bounded.preemptions == 0
+    # Each holds its budget, the interval and the token of the step under way, at most.
+    assert bounded.peak_used_blocks <= 8 * (64 + 8 + 1)
+    assert bounded.steps < free.steps
+
+
 def overcommit(driver: Driver) -> None:
     """As if requests generated nothing of what they ask for: SGLang then admits more than fits."""
     driver.scheduler.new_token_ratio_tracker.current = 0.0

@@ -1,4 +1,5 @@
 """One engine process of `triattn bench engine`: measures decode steps of a real vLLM, prints one JSON line.
+(SGLang's is ``triattn.bench.sglang_engine``, with the same arms.)
 
     python -m triattn.bench.engine '{"arms": ["bound", "full"], …}'     the engine as it is
     python -m triattn.bench.engine '{"arms": ["idle", "random", …], …}' the same engine with triattn in it
@@ -123,6 +124,7 @@ class Bench:
         self.added = 0
         cache = self.scheduler.kv_cache_config
         self.block_size: int = cache.kv_cache_groups[0].kv_cache_spec.block_size
+        self.most_requests: int = arguments["max_num_seqs"]
         self.cache_tokens = (cache.num_blocks - 1) * self.block_size
 
     def add(self, length: int, tokens: int = 30000) -> None:
@@ -196,12 +198,43 @@ class Bench:
                 self.step()
         return statistics.median(times[2:])
 
+    @property
+    def hooks(self) -> Any:
+        """The plugin's, where it is loaded."""
+        return getattr(self.scheduler, "triattn", None)
+
+    def lengths(self) -> list[int]:
+        """Logical lengths of the running requests."""
+        return [r.num_computed_tokens for r in self.scheduler.running]
+
+    def resident(self) -> list[int]:
+        """Resident tokens of the running requests."""
+        evicted = self.hooks.blocks.evicted
+        return [r.num_computed_tokens - evicted(r.request_id) for r in self.scheduler.running]
+
+    def use(self, policy: Any, *, warm_up: bool) -> None:
+        """Put a policy in force, its kernels compiled."""
+        if warm_up:
+            rank = self.core.model_executor.driver_worker.worker.model_runner.triattn.rounds
+            rank.use(policy, warm_up=True)
+        self.hooks._use(policy)
+
+    def counters(self) -> Any:
+        """The plugin's."""
+        return self.hooks.counters()
+
+    def about(self) -> dict[str, str]:
+        """The engine."""
+        import vllm
+
+        v2 = getattr(self.engine.vllm_config, "use_v2_model_runner", False)
+        return {"name": "vllm", "version": vllm.__version__, "runner": "v2" if v2 else "v1"}
+
     def counts(self) -> dict[str, int]:
         """Counters of the plugin."""
-        hooks = getattr(self.scheduler, "triattn", None)
-        if hooks is None:
+        if self.hooks is None:
             return {"rounds": 0, "tokensEvicted": 0, "preemptions": 0}
-        c = hooks.counters()
+        c = self.counters()
         return {"rounds": c.rounds, "tokensEvicted": c.tokens_evicted, "preemptions": c.preemptions}
 
     def fired(self, before: dict[str, int]) -> dict[str, int]:
@@ -227,7 +260,7 @@ def bound(bench: Bench, name: str, budget: int) -> dict[str, Any]:
     bench.prefill(lengths)
 
     def mean_length() -> float:
-        return statistics.fmean(r.num_computed_tokens for r in bench.scheduler.running)
+        return statistics.fmean(bench.lengths())
 
     while mean_length() < start:
         bench.step()
@@ -242,7 +275,7 @@ def bound(bench: Bench, name: str, budget: int) -> dict[str, Any]:
 def full(bench: Bench, length: int) -> dict[str, Any]:
     """Generations of `length` tokens at every age, as many as the cache holds."""
     count = int(bench.cache_tokens * 0.97 / (length / 2 + 200))
-    count = min(count, bench.options["engine"].get("max_num_seqs", 384))
+    count = min(count, bench.most_requests)
     bench.prefill(staggered(count, 256, length - 256))
     before = bench.counts()
     result = bench.window(bench.options["interval"])
@@ -258,9 +291,8 @@ def compressed(bench: Bench, budget: int, arms: list[str]) -> list[dict[str, Any
     from triattn.config import preset
     from triattn.engines.policy import PolicyInForce
 
-    options, hooks = bench.options, bench.scheduler.triattn
+    options, hooks = bench.options, bench.hooks
     interval = options["interval"]
-    rank = bench.core.model_executor.driver_worker.worker.model_runner.triattn.rounds
 
     def use(name: str) -> None:
         document = preset(name)
@@ -268,8 +300,7 @@ def compressed(bench: Bench, budget: int, arms: list[str]) -> list[dict[str, Any
             document, budget=budget, interval=interval, pin=replace(document.pin, prompt=False)
         )
         policy = PolicyInForce(hooks.policy.revision + 1, document, options.get("statistics"))
-        rank.use(policy, warm_up=True)
-        hooks._use(policy)
+        bench.use(policy, warm_up=True)
 
     use(arms[0])
     bench.prefill(staggered(options["requests"], budget - interval, budget))
@@ -285,9 +316,7 @@ def compressed(bench: Bench, budget: int, arms: list[str]) -> list[dict[str, Any
             if not fired["rounds"]:
                 raise SystemExit(f"arm {arm}: compression did not fire")
             turns[arm].append({**result, **fired})
-    resident = statistics.fmean(
-        r.num_computed_tokens - hooks.blocks.evicted(r.request_id) for r in bench.scheduler.running
-    )
+    resident = statistics.fmean(bench.resident())
     bench.drain()
     merged = []
     for arm, results in turns.items():
@@ -317,10 +346,12 @@ def device_name() -> str:
 
 def main() -> None:
     """Run the arms of the options given as JSON in the first argument; the last line printed is the result."""
-    import vllm
-
     options = json.loads(sys.argv[1])
-    bench = Bench(options)
+    measure(Bench(options), options)
+
+
+def measure(bench: Bench, options: dict[str, Any]) -> None:
+    """Run the arms on an engine; the last line printed is the result."""
     arms: list[dict[str, Any]] = []
 
     def note(result: dict[str, Any]) -> None:
@@ -336,14 +367,13 @@ def main() -> None:
         if scoring:
             for result in compressed(bench, budget, scoring):
                 note(result)
-            hooks = bench.scheduler.triattn
             from msgspec.structs import replace
 
             from triattn.engines.policy import PolicyInForce
 
-            hooks._use(
-                PolicyInForce(hooks.policy.revision + 1, replace(hooks.policy.document, budget=0), None)
-            )
+            before = bench.hooks.policy
+            off = PolicyInForce(before.revision + 1, replace(before.document, budget=0), None)
+            bench.use(off, warm_up=False)
     if "full" in options["arms"]:
         for length in options["generations"]:
             note(full(bench, length))
@@ -352,13 +382,7 @@ def main() -> None:
             {
                 "model": options["model"],
                 "device": device_name(),
-                "engine": {
-                    "name": "vllm",
-                    "version": vllm.__version__,
-                    "runner": "v2"
-                    if getattr(bench.engine.vllm_config, "use_v2_model_runner", False)
-                    else "v1",
-                },
+                "engine": bench.about(),
                 "requests": options["requests"],
                 "interval": options["interval"],
                 "arms": arms,

@@ -110,6 +110,10 @@ class SchedulerHooks:
         """What the policy in force says of a request."""
         return self._verdict(request, state_of(request))
 
+    def evicted(self, request: Any) -> int:
+        """E of a request."""
+        return state_of(request).evicted
+
     def growth(self, request: Any, resident: int) -> int | None:
         """See admission.Bounds."""
         verdict = self.verdict(request)

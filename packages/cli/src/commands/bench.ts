@@ -2,13 +2,14 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ConfigError } from "@triattn/control";
-import { Command } from "commander";
+import { Command, Option } from "commander";
 import { plot } from "../bench/plot.ts";
 import { merge, table } from "../bench/report.ts";
 import { moduleEnvironment, runModule } from "../bench/run.ts";
 import { save } from "../bench/save.ts";
 import { Measurement, type Report } from "../bench/schema.ts";
 import { onDisk } from "../errors.ts";
+import { BACKENDS, type BackendName, backendOf } from "../serve/backends.ts";
 import { findEngine } from "../serve/python.ts";
 import { kernelsBench } from "./bench-kernels.ts";
 import { loadBench } from "./bench-load.ts";
@@ -28,10 +29,17 @@ interface EngineFlags {
   turns: number;
   engine?: string;
   stats?: string;
+  backend: BackendName;
   python?: string;
   out?: string;
   json?: boolean;
 }
+
+/** What measures an engine. */
+const MODULES: Readonly<Record<BackendName, string>> = {
+  vllm: "triattn.bench.engine",
+  sglang: "triattn.bench.sglang_engine",
+};
 
 function whole(flag: string, texts: readonly string[]): number[] {
   return texts.map(wholeNumber(flag, 1));
@@ -81,11 +89,12 @@ function engineBench(): Command {
     )
     .option("--engine <json>", "engine arguments, as JSON")
     .option("--stats <file>", "statistics of the shape (default: random ones, which cost the same)")
+    .addOption(new Option("--backend <engine>", "the engine").choices(BACKENDS).default("vllm"))
     .option("--python <path>", "the Python that has the engine")
     .option("--out <file>", "write the report here as JSON, and a plot beside it")
     .option("--json", "print the report as one line of JSON")
     .action(async (flags: EngineFlags) => {
-      const { python } = await findEngine(flags.python);
+      const { python } = await findEngine(flags.python, process.env, backendOf(flags.backend));
       const environment = await moduleEnvironment(process.env);
       const scratch = await onDisk(tmpdir(), () => mkdtempSync(join(tmpdir(), "triattn-bench-")));
       const options = {
@@ -109,7 +118,7 @@ function engineBench(): Command {
         for (const arms of parts.filter((part) => part.length > 0)) {
           const result = await runModule(
             python,
-            "triattn.bench.engine",
+            MODULES[flags.backend],
             [JSON.stringify({ ...options, arms })],
             environment,
             (line) => process.stderr.write(`${line}\n`),
