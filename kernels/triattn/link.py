@@ -263,6 +263,9 @@ class EngineLink:
             return
         with self._state:
             step = self._polled_step
+            if step is None and self._last_ack is not None:
+                # Nothing has run since the start: the next step is the first.
+                step = 0
             if self._pending is not None and step is not None:
                 self._acknowledge(self._pending.revision, step + 1)
 

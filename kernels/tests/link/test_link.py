@@ -108,6 +108,20 @@ def test_idle_engine_acknowledges_for_the_next_step(
         control.receive(wire.Ack, timeout=0.1)
 
 
+def test_an_engine_that_has_run_nothing_acknowledges_for_its_first_step(
+    control: Control, connect: Callable[..., EngineLink]
+) -> None:
+    link = connect()
+    control.receive(wire.Hello)
+    control.policy(1)
+    link.wait_for_policy(5)
+    for revision in (1, 2, 3):
+        if revision > 1:
+            control.policy(revision)
+        assert control.receive(wire.Ack) == wire.Ack(revision=revision, step=1)
+    assert link.poll_policy(1).revision == 3
+
+
 def test_promise_for_the_next_step_is_kept(control: Control, connect: Callable[..., EngineLink]) -> None:
     """The race that poll_policy guards: the link promises step + 1 after this step has announced itself."""
     link = connect()
