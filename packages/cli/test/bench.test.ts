@@ -202,7 +202,7 @@ test("kernels: refused without a GPU, with what torch says; otherwise random is 
   const probe = {
     python: [3, 12, 1],
     executable: "python",
-    engine: { version: "1", distribution: "vllm", server: true, cli: true },
+    engine: { version: "1", distribution: "vllm", servers: [true, true] },
     missing: [],
   };
   const python = (name: string, cuda: object) => {
