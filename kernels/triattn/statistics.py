@@ -3,10 +3,9 @@
 One safetensors file a model. Tensors, all float32: `q_mean_real`, `q_mean_imag` (E of the pre-rotary query as
 a complex number) and `q_abs_mean` (E of its magnitude), each [layers, query heads, F], and `inv_freq` [F] in
 radians a token after scaling, with F = rotary dim / 2 (TriAttention, arXiv 2604.04921, eq. 5-8). A file of format 2
-may have more: `q_square_mean` [layers, query heads, F] (E of the squared magnitude, for the term `expected`), and
-what calibration learned of selection: `learned_weights` [terms, layers, KV heads] and `learned_share` [layers, KV
-heads], the part of the free places that is reserved for distinct tokens. Its `__metadata__` has one key, `triattn`: a
-JSON object with the fields of `Metadata`.
+has what calibration learned of selection, too: `learned_weights` [terms, layers, KV heads] and `learned_share`
+[layers, KV heads], the part of the free places that is reserved for distinct tokens. Its `__metadata__` has one key,
+`triattn`: a JSON object with the fields of `Metadata`.
 """
 
 from __future__ import annotations
@@ -32,9 +31,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 TENSORS = ("q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq")
-SQUARES = "q_square_mean"
 LEARNED = ("learned_weights", "learned_share")
-OPTIONAL = (SQUARES, *LEARNED)
 LEARNABLE = ("trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm")
 """Terms that weights can be learned for, each with its defaults."""
 _REMEDY = "get the file again, or make it with `triattn calibrate`"
@@ -70,9 +67,9 @@ class Metadata(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over the bytes of the tensors (float32, little endian, row-major), in the order of TENSORS, OPTIONAL."""
+    """SHA-256 over the bytes of the tensors (float32, little endian, row-major), in the order of TENSORS, LEARNED."""
     total = hashlib.sha256()
-    for name in (*TENSORS, *(n for n in OPTIONAL if n in tensors)):
+    for name in (*TENSORS, *(n for n in LEARNED if n in tensors)):
         total.update(tensors[name].contiguous().numpy().tobytes())
     return total.hexdigest()
 
@@ -86,7 +83,6 @@ class Statistics:
     q_mean_imag: torch.Tensor
     q_abs_mean: torch.Tensor
     inv_freq: torch.Tensor
-    q_square_mean: torch.Tensor | None = None
     learned_weights: torch.Tensor | None = None
     learned_share: torch.Tensor | None = None
     path: str = ""
@@ -105,8 +101,7 @@ class Statistics:
     def part(self, layers: Sequence[int], query_heads: slice) -> Statistics:
         """The statistics of one rank: these global layers, in this order, and these query heads."""
         index = list(layers)
-        names = [n for n in (*TENSORS[:3], SQUARES) if getattr(self, n) is not None]
-        parts = {n: getattr(self, n)[index][:, query_heads].contiguous() for n in names}
+        parts = {n: getattr(self, n)[index][:, query_heads].contiguous() for n in TENSORS[:3]}
         if self.learned_weights is not None and self.learned_share is not None:
             group = self.model.query_heads // self.model.kv_heads
             heads = slice(query_heads.start // group, -(-query_heads.stop // group))
@@ -164,7 +159,7 @@ class Statistics:
             with safe_open(path, framework="pt", device="cpu") as file:
                 text = (file.metadata() or {}).get("triattn")
                 names = sorted(file.keys())
-                known = set(TENSORS) <= set(names) <= {*TENSORS, *OPTIONAL}
+                known = set(TENSORS) <= set(names) <= {*TENSORS, *LEARNED}
                 tensors = {n: file.get_tensor(n).clone() for n in names} if known else {}
         except OSError as error:
             raise StatisticsError(
@@ -179,7 +174,7 @@ class Statistics:
                 "statistics", path, f"a safetensors file, but not of triattn statistics; {_REMEDY}"
             )
         if not tensors:
-            expected = f"must be {sorted(TENSORS)}, and may be {sorted(OPTIONAL)}; {_REMEDY}"
+            expected = f"must be {sorted(TENSORS)}, and may be {sorted(LEARNED)}; {_REMEDY}"
             raise StatisticsError(f"tensors of {path}", names, expected)
         try:
             form = msgspec.json.decode(text, type=dict[str, Any]).get("format")
@@ -232,7 +227,7 @@ def _verify(stats: Statistics, torch: Any) -> None:
         raise StatisticsError(f"model{where}", own, f"differs from its own parameters {said}; {_REMEDY}")
     bands = model.rotary.dim // 2
     whole = [model.layers, model.query_heads, bands]
-    tensors = {n: getattr(stats, n) for n in (*TENSORS, *OPTIONAL) if getattr(stats, n) is not None}
+    tensors = {n: getattr(stats, n) for n in (*TENSORS, *LEARNED) if getattr(stats, n) is not None}
     terms = stats.learned_terms
     if stats.metadata.format == 1 and len(tensors) > len(TENSORS):
         raise StatisticsError(f"format{where}", 1, f"has no tensors beside {sorted(TENSORS)}; {_REMEDY}")
@@ -259,11 +254,6 @@ def _verify(stats: Statistics, torch: Any) -> None:
     if bool((length > stats.q_abs_mean * 1.001 + 1e-6).any()):
         raise StatisticsError(
             f"q_abs_mean{where}", "smaller than |q_mean|", f"impossible for means; {_REMEDY}"
-        )
-    # Of one random number the mean of squares is at least the square of the mean.
-    if SQUARES in tensors and bool((tensors[SQUARES] < stats.q_abs_mean.square() * 0.998 - 1e-6).any()):
-        raise StatisticsError(
-            f"{SQUARES}{where}", "smaller than q_abs_mean²", f"impossible for means; {_REMEDY}"
         )
     share = stats.learned_share
     if share is not None and bool(((share < 0) | (share > 1)).any()):
@@ -298,7 +288,7 @@ def save(
     """
     from safetensors.torch import save as encode
 
-    more = [n for n in OPTIONAL if n in tensors]
+    more = [n for n in LEARNED if n in tensors]
     metadata = Metadata(
         format=FORMAT if more else 1,
         model=model,

@@ -80,19 +80,17 @@ def learned_tensors() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return {
         **tensors,
-        "q_square_mean": tensors["q_abs_mean"].square() * 1.5,
         "learned_weights": torch.randn(2, 3, 2, generator=generator),
         "learned_share": torch.rand(3, 2, generator=generator),
     }
 
 
-def test_squares_and_learned_weights_come_along(tmp_path: Path) -> None:
+def test_learned_weights_come_along(tmp_path: Path) -> None:
     stats = write(tmp_path / "more.safetensors", tensors=learned_tensors(), learned=LEARNED)
     assert stats.metadata.format == 2 and stats.learned_terms == ("trig", "keydiff")
     for name, tensor in learned_tensors().items():
         assert torch.equal(getattr(stats, name), tensor)
     part = stats.part([2, 0], slice(2, 4))
-    assert torch.equal(part.q_square_mean, stats.q_square_mean[[2, 0]][:, 2:4])
     assert torch.equal(part.learned_weights, stats.learned_weights[:, [2, 0]][:, :, 1:])
     assert torch.equal(part.learned_share, stats.learned_share[[2, 0]][:, 1:])
     assert write(tmp_path / "plain.safetensors").metadata.format == 1
@@ -104,7 +102,6 @@ def test_squares_and_learned_weights_come_along(tmp_path: Path) -> None:
         ({"learned_share": torch.full((3, 2), 1.5)}, LEARNED, "learned_share"),
         ({"learned_weights": torch.zeros(3, 3, 2)}, LEARNED, "learned_weights"),
         ({"learned_weights": torch.full((2, 3, 2), torch.nan)}, LEARNED, "learned_weights"),
-        ({"q_square_mean": torch.zeros(3, 4, 8)}, LEARNED, "q_square_mean"),
         ({}, None, "learned"),
         ({}, msgspec.structs.replace(LEARNED, terms=["trig", "trig"]), "twice"),
     ],

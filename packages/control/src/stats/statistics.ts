@@ -9,10 +9,9 @@ import { encodeSafetensors, type Safetensors, withSafetensors } from "./safetens
 
 export const STATISTICS_FORMAT = 2;
 const TENSORS = ["q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq"] as const;
-/** Of format 2: for the term `expected`, and what calibration learned of selection. */
-const OPTIONAL = ["q_square_mean", "learned_weights", "learned_share"] as const;
+/** Of format 2: what calibration learned of selection. */
 const LEARNED = ["learned_weights", "learned_share"] as const;
-type TensorName = (typeof TENSORS)[number] | (typeof OPTIONAL)[number];
+type TensorName = (typeof TENSORS)[number] | (typeof LEARNED)[number];
 const REMEDY = "get the file again, or make it with `triattn calibrate`";
 
 /** How weights of score terms were learned, and what share of later attention they keep on text not fitted on. */
@@ -33,7 +32,7 @@ export const StatisticsMetadata = z.strictObject({
   identity: z.record(z.string(), z.unknown()).describe("What the fingerprint was taken over."),
   sha256: z
     .string()
-    .describe(`Over the tensors' bytes, in the order ${[...TENSORS, ...OPTIONAL].join(", ")}.`),
+    .describe(`Over the tensors' bytes, in the order ${[...TENSORS, ...LEARNED].join(", ")}.`),
   tokens: z.int().min(1).nullable().default(null),
   source: z.string().default(""),
   license: z.string().default(""),
@@ -49,8 +48,6 @@ export interface StatisticsTensors {
   q_mean_imag: Float32Array;
   q_abs_mean: Float32Array;
   inv_freq: Float32Array;
-  /** Mean squared magnitudes, like q_abs_mean. */
-  q_square_mean?: Float32Array;
   /** [terms, layers, kvHeads], the terms as in `learned.terms`. */
   learned_weights?: Float32Array;
   /** [layers, kvHeads]: part of the free places that is reserved for distinct tokens. */
@@ -64,7 +61,7 @@ function floats(data: Buffer): Float32Array {
 
 function digest(tensors: StatisticsTensors): string {
   const hash = createHash("sha256");
-  for (const name of [...TENSORS, ...OPTIONAL]) {
+  for (const name of [...TENSORS, ...LEARNED]) {
     const tensor = tensors[name];
     if (tensor !== undefined) hash.update(Buffer.from(tensor.buffer, tensor.byteOffset, tensor.byteLength));
   }
@@ -129,7 +126,7 @@ function shapesOf({ model, learned }: StatisticsMetadata, bands: number): (name:
 function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: string): StatisticsTensors {
   const { rotary } = metadata.model;
   const names = [...file.tensors.keys()].sort();
-  const allowed: readonly string[] = metadata.format === 1 ? TENSORS : [...TENSORS, ...OPTIONAL];
+  const allowed: readonly string[] = metadata.format === 1 ? TENSORS : [...TENSORS, ...LEARNED];
   if (
     !TENSORS.every((name) => names.includes(name)) ||
     !names.every((name) => allowed.includes(name)) ||
@@ -138,7 +135,7 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
     throw new StatisticsError(
       `tensors of ${path}`,
       names.join(", "),
-      `must be ${TENSORS.join(", ")}, and in format 2 may be ${OPTIONAL.join(", ")}; ${REMEDY}`,
+      `must be ${TENSORS.join(", ")}, and in format 2 may be ${LEARNED.join(", ")}; ${REMEDY}`,
     );
   }
   const terms = metadata.learned?.terms ?? [];
@@ -162,7 +159,7 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
     q_abs_mean: read("q_abs_mean"),
     inv_freq: read("inv_freq"),
   };
-  for (const name of OPTIONAL) if (names.includes(name)) tensors[name] = read(name);
+  for (const name of LEARNED) if (names.includes(name)) tensors[name] = read(name);
   return tensors;
 }
 
@@ -172,7 +169,7 @@ function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: 
     throw new StatisticsError(`sha256 of ${path}`, found, `the file says ${metadata.sha256}; ${REMEDY}`);
   }
   const { q_mean_real: real, q_mean_imag: imag, q_abs_mean: abs, inv_freq: inverse } = tensors;
-  for (const name of [...TENSORS, ...OPTIONAL]) {
+  for (const name of [...TENSORS, ...LEARNED]) {
     if (tensors[name]?.every(Number.isFinite) === false) {
       throw new StatisticsError(`${name} of ${path}`, "not finite", REMEDY);
     }
@@ -184,11 +181,6 @@ function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: 
       "smaller than |q_mean|",
       `impossible for means; ${REMEDY}`,
     );
-  }
-  const square = tensors.q_square_mean;
-  if (square?.some((v, i) => v < (abs[i] as number) ** 2 * 0.998 - 1e-6)) {
-    const remedy = `impossible for means; ${REMEDY}`;
-    throw new StatisticsError(`q_square_mean of ${path}`, "smaller than q_abs_mean²", remedy);
   }
   if (tensors.learned_share?.some((v) => v < 0 || v > 1)) {
     throw new StatisticsError(`learned_share of ${path}`, "outside [0, 1]", REMEDY);
@@ -255,7 +247,7 @@ export function saveStatistics(
   origin: { tokens: number | null; source: string; license: string; created_by: string },
   learned: LearnedSelection | null = null,
 ): StatisticsMetadata {
-  const present = [...TENSORS, ...OPTIONAL].flatMap((name): [TensorName, Float32Array][] => {
+  const present = [...TENSORS, ...LEARNED].flatMap((name): [TensorName, Float32Array][] => {
     const tensor = tensors[name];
     return tensor === undefined ? [] : [[name, tensor]];
   });

@@ -39,12 +39,11 @@ const learned = {
 };
 const learnedTensors = () => ({
   ...tinyTensors(),
-  q_square_mean: tinyTensors().q_abs_mean.map((v) => 1.5 * v * v),
   learned_weights: Float32Array.from({ length: 8 }, (_, i) => i - 4),
   learned_share: Float32Array.from([0, 0.25, 0.5, 1]),
 });
 
-test("squares and learned weights come along", () => {
+test("learned weights come along", () => {
   const path = join(temporaryDirectory(), "tiny.safetensors");
   saveTiny(path, { tensors: learnedTensors(), learned });
   const { metadata, tensors } = loadStatistics(path);
@@ -55,7 +54,6 @@ test("squares and learned weights come along", () => {
 test.each([
   [{ learned_share: new Float32Array(4).fill(1.5) }, learned, "learned_share"],
   [{ learned_weights: new Float32Array(8).fill(Number.NaN) }, learned, "learned_weights"],
-  [{ q_square_mean: new Float32Array(32) }, learned, "q_square_mean"],
   [{}, null, "learned"],
   [{}, { ...learned, terms: ["trig", "trig"] as ("trig" | "keydiff")[] }, "twice"],
 ])("what was never learned is refused: %#", (change, what, words) => {
