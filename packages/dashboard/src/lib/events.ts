@@ -1,5 +1,5 @@
 import type { ApiEvent } from "@triattn/protocol";
-import { full } from "./format.ts";
+import { full, modelName } from "./format.ts";
 
 export const KINDS: readonly ApiEvent["kind"][] = [
   "round",
@@ -31,7 +31,7 @@ export function describeEvent({ kind, data }: ApiEvent): string {
     case "refused":
       return `revision ${number("revision")} refused: ${text("message") || text("remedy")}`;
     case "connected":
-      return [text("engine"), text("version"), text("model")].filter(Boolean).join(" ");
+      return [text("engine"), text("version"), modelName(text("model"))].filter(Boolean).join(" ");
     case "disconnected":
       return text("reason");
     case "gap":

@@ -64,6 +64,10 @@ export function dayAndClock(time: string): string {
   return `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())} ${clock(time)}`;
 }
 
+/** A model's name without the directories of its path; a hub's OWNER/NAME stays. */
+export const modelName = (name: string): string =>
+  /^[./~]/.test(name) ? (name.split("/").filter(Boolean).at(-1) ?? name) : name;
+
 /** One of something, or several: plural(1, "request") = "1 request". */
 export const plural = (count: number, noun: string): string =>
   `${full(count)} ${noun}${count === 1 ? "" : "s"}`;

@@ -3,7 +3,7 @@ import { toNumber } from "../lib/format.ts";
 import { History, Rate, type Sample } from "../lib/history.ts";
 
 /** Over how many seconds rates are taken. */
-const RATE_WINDOW = 5;
+const RATE_WINDOW = 10;
 const SLOW_WINDOW = 15;
 
 /** What is derived from the counters of one engine. */

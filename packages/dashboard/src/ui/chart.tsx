@@ -109,7 +109,7 @@ export function Chart(props: ChartProps) {
           ))}
         </div>
         <span class="end muted small">
-          {cursor !== null && at >= 0 ? clock((history.times[at] ?? 0) * 1000) : "last 10 min"}
+          {cursor !== null && at >= 0 ? clock((history.times[at] ?? 0) * 1000) : span(history)}
         </span>
       </header>
       <div
@@ -127,6 +127,13 @@ export function Chart(props: ChartProps) {
       )}
     </section>
   );
+}
+
+/** What the chart shows, in words. */
+function span({ times }: History): string {
+  const [first] = times;
+  if (first === undefined) return "";
+  return (times.at(-1) ?? 0) - first < WINDOW ? `since ${clock(first * 1000)}` : "last 10 min";
 }
 
 function data(history: History, series: readonly ChartSeries[]): uPlot.AlignedData {
@@ -159,7 +166,8 @@ function options(
       points: { size: 6 },
     },
     scales: {
-      x: { time: true, range: (_, __, max) => [max - WINDOW, max] },
+      // Ten minutes, or what there is of them.
+      x: { time: true, range: (_, min, max) => [Math.max(max - WINDOW, Math.min(min, max - 60)), max] },
       left: { range: fromZero },
       ...(right && { right: { range: rightMax === undefined ? fromZero : [0, rightMax] } }),
     },
@@ -168,8 +176,8 @@ function options(
         ...axis,
         size: 24,
         space: 70,
-        values: (_, ticks) => ticks.map((tick) => clock(tick * 1000).slice(0, 5)),
-        incrs: [60, 120, 300],
+        values: (_, ticks) => ticks.map((tick) => clock(tick * 1000).slice(0, tick % 60 === 0 ? 5 : 8)),
+        incrs: [15, 30, 60, 120, 300],
       },
       { ...axis, scale: "left", size: 52, space: 34, values: (_, ticks) => ticks.map(left) },
       ...(right

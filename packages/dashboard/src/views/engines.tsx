@@ -1,5 +1,5 @@
 import type { ApiEngine } from "@triattn/protocol";
-import { compact, full, percent, rate, toNumber } from "../lib/format.ts";
+import { compact, full, modelName, percent, rate, toNumber } from "../lib/format.ts";
 import { state } from "../state/store.ts";
 
 export function Engines() {
@@ -58,7 +58,7 @@ function Engine({ engine: one }: { readonly engine: ApiEngine }) {
     <article class="engine" aria-label={`Engine ${one.engineId}`}>
       <div class="engine-title">
         <h3 class="clip" title={model.name}>
-          {model.name}
+          {modelName(model.name)}
         </h3>
         {!connected && <span class="pill bad">Disconnected</span>}
         {behind && <span class="pill warn">Revision {inForce} on its way</span>}

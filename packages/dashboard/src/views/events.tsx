@@ -143,8 +143,11 @@ export function RecentEvents() {
                 {clock(event.time)}
               </time>
               <span class={`kind ${event.kind}`}>{event.kind}</span>
-              <span class="clip" title={describeEvent(event)}>
-                {event.request ?? event.engineId} <span class="muted">{describeEvent(event)}</span>
+              <span class="clip" title={event.request ?? event.engineId ?? undefined}>
+                {event.request ?? event.engineId}
+              </span>
+              <span class="clip muted" title={describeEvent(event)}>
+                {describeEvent(event)}
               </span>
             </li>
           ))}

@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { diffLines, hunks } from "../../src/lib/diff.ts";
-import { compact, percent, rate, seconds } from "../../src/lib/format.ts";
+import { compact, modelName, percent, rate, seconds } from "../../src/lib/format.ts";
 import { lineOfPath, parseJson, tokens } from "../../src/lib/json.ts";
 import { formatRoute, parseRoute } from "../../src/lib/route.ts";
 import { fromRules, toRules } from "../../src/lib/rules.ts";
@@ -18,6 +18,7 @@ test("numbers are short and never lie about zero", () => {
   expect([0, 0.004, 0.123, 12.34, 123.4].map(rate)).toEqual(["0", "0.00", "0.12", "12.3", "123"]);
   expect([0, 0.0002, 0.042, 0.87, 1].map(percent)).toEqual(["0 %", "<0.1 %", "4.2 %", "87 %", "100 %"]);
   expect([0.4, 12, 200, 7500].map(seconds)).toEqual(["0.4 s", "12 s", "3 min 20 s", "2 h 5 min"]);
+  expect(["/a/b/Smol", "./Smol/", "Qwen/Qwen3-8B"].map(modelName)).toEqual(["Smol", "Smol", "Qwen/Qwen3-8B"]);
   expect([compact(Number.NaN), rate(Number.NaN), percent(Number.NaN)]).toEqual(["–", "–", "–"]);
 });
 
