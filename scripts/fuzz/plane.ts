@@ -33,12 +33,22 @@ function resources(): { memory: number; files: number } {
 /** An engine that does what it should. */
 class GoodEngine {
   readonly #socket: Dealer;
+  readonly #timer: NodeJS.Timeout;
+  #queue: Promise<unknown> = Promise.resolve();
 
   constructor(context: Context, endpoint: string, engineId: string, pid = 1) {
     this.#socket = new Dealer({ context, linger: 0 });
     this.#socket.connect(endpoint);
     void this.#answer();
-    void this.#socket.send(encode({ ...hello, engineId, engine: { ...(hello.engine as object), pid } }));
+    const greeting = { ...hello, engineId, engine: { ...(hello.engine as object), pid } };
+    this.#send(greeting);
+    // Whoever says nothing for long is taken as gone.
+    this.#timer = setInterval(() => this.#send({ type: "heartbeat", revision: 1, nextEvent: 0 }), 1000);
+  }
+
+  /** A socket takes one message at a time. */
+  #send(message: object): void {
+    this.#queue = this.#queue.then(() => this.#socket.send(encode(message))).catch(() => {});
   }
 
   async #answer(): Promise<void> {
@@ -46,7 +56,7 @@ class GoodEngine {
       for await (const [frame] of this.#socket) {
         const message = decode(frame as Buffer) as { type: string; revision?: number };
         if (message.type === "policy") {
-          await this.#socket.send(encode({ type: "ack", revision: message.revision, step: 1 }));
+          this.#send({ type: "ack", revision: message.revision, step: 1 });
         }
       }
     } catch {
@@ -55,6 +65,7 @@ class GoodEngine {
   }
 
   close(): void {
+    clearInterval(this.#timer);
     this.#socket.close();
   }
 }

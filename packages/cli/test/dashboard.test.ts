@@ -1,7 +1,7 @@
 import { createServer } from "node:net";
 import { ConfigError, EndpointError, type HttpOptions } from "@triattn/control";
 import { pino } from "pino";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { exitCodeOf } from "../src/errors.ts";
 import { prepare, serve, start } from "../src/index.ts";
 import { readDashboard } from "../src/serve/dashboard.ts";
@@ -9,6 +9,9 @@ import { readable } from "../src/serve/logger.ts";
 import { describe as describePlan } from "../src/serve/output.ts";
 import { resolvePolicy } from "../src/serve/policy.ts";
 import { fakeEnvironment, fakeOptions, TemporaryDirectory } from "./helpers.ts";
+
+// Each looks for an engine, which takes seconds on a busy machine.
+vi.setConfig({ testTimeout: 60_000 });
 
 const TOKEN = "0123456789abcdef";
 
@@ -75,6 +78,18 @@ test("a policy file with rules", () => {
 test("a budget that no cache can keep is refused, a rule's too", async () => {
   const rules = [{ name: "tight", match: {}, budget: 140 }];
   await expect(prepare(fakeOptions("", { rules }))).rejects.toMatchObject({ field: "rules.0.budget" });
+});
+
+test("bounds of a budget that moves, checked like budgets", async () => {
+  const plan = await prepare(fakeOptions("", { pressure: { min: 300, max: 4096 } }));
+  expect(describePlan(plan)).toMatchObject({ pressure: { min: 300, max: 4096 } });
+  await expect(prepare(fakeOptions("", { pressure: { min: 100, max: 4096 } }))).rejects.toMatchObject({
+    field: "pressure.min",
+    value: 100,
+  });
+  await expect(prepare(fakeOptions("", { pressure: { min: 512, max: 256 } }))).rejects.toMatchObject({
+    field: "pressure.max",
+  });
 });
 
 describe("a served engine", () => {

@@ -27,6 +27,8 @@ test("one clear line for each mistake", async () => {
     [serving("--budget", "100"), 2, /policy\.budget = 100: at least pin\.sinks \+ pin\.window = 132/],
     [serving("--budget", "140"), 2, /budget = 140: at least 260 .* one block of 128/],
     [serving("--budget", "180", "--", "--block-size", "64"), 2, /budget = 180: at least 196 .* block of 64/],
+    [serving("--pressure", "9:1"), 2, /--pressure = 9:1: MIN:MAX, in tokens/],
+    [serving("--pressure", "64:1024"), 2, /pressure\.min = 64: at least 260/],
     [serving("--policy", "magic"), 2, /policy = magic: one of .*triattention/],
     [serving("--policy", "./nowhere.json"), 2, /policy = \.\/nowhere\.json: cannot be read \(ENOENT\)/],
     [serving("--policy", broken), 2, /policy\.terms\.0/],

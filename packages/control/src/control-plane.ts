@@ -10,6 +10,7 @@ import type { HttpOptions, HttpServer } from "./http/options.ts";
 import type { Metrics } from "./metrics/metrics.ts";
 import { parsePolicy } from "./policy.ts";
 import { type PolicyContent, type PolicyRevision, PolicyStore } from "./policy-store.ts";
+import { PressureDriver, type PressureOptions, type PressureView } from "./pressure/driver.ts";
 import { Rollout } from "./rollout.ts";
 import { parseRules } from "./rules.ts";
 import { Tallies } from "./tallies.ts";
@@ -23,6 +24,8 @@ export interface ControlPlaneOptions {
   readonly rules?: readonly Rule[];
   /** Path of the statistics file, as the engine sees it. */
   readonly statistics?: string | null;
+  /** Moves budgets with the pressure on the cache, inside bounds. Default: they stay as the policy says. */
+  readonly pressure?: PressureOptions;
   /** Serves the HTTP API, metrics and the dashboard. Default: not. */
   readonly http?: HttpOptions;
   /** ipc:///path in a directory of your own, or tcp://host:port with `curve`. Default: ipc in a new private directory. */
@@ -53,6 +56,8 @@ export interface ControlPlane {
   readonly endpoint: string;
   /** The policy in force; undefined before the first. */
   readonly policy: PolicyRevision | undefined;
+  /** What the pressure controller has chosen; undefined where there is none. */
+  readonly pressure: PressureView | undefined;
   /** Base URL of the HTTP API; undefined where it is not served. */
   readonly url: string | undefined;
   /** Revisions that were in force, oldest first, the current one last; the newest hundred. */
@@ -114,8 +119,9 @@ export async function createControlPlane(options: ControlPlaneOptions = {}): Pro
     silenceMs: options.silenceMs ?? 15_000,
     publish: (event) => plane.publish(event),
   });
-  if (options.http === undefined) return plane;
   try {
+    if (options.pressure !== undefined) plane.regulate(options.pressure);
+    if (options.http === undefined) return plane;
     // Only whoever serves it pays for loading it.
     const { serveHttp } = await import("./http/server.ts");
     plane.http = await serveHttp(plane, options.http, logger);
@@ -149,6 +155,7 @@ class Plane implements ControlPlane {
   #queue: Promise<unknown> = Promise.resolve();
   readonly #tallies = new Tallies();
   #metrics: Promise<Metrics> | undefined;
+  #driver: PressureDriver | undefined;
   #overflowed = 0;
   #closing: Promise<void> | undefined;
 
@@ -165,6 +172,17 @@ class Plane implements ControlPlane {
 
   get policy(): PolicyRevision | undefined {
     return this.#store.current;
+  }
+
+  get pressure(): PressureView | undefined {
+    return this.#driver?.view();
+  }
+
+  /** Throws ConfigError for bounds that cannot be. */
+  regulate(options: PressureOptions): void {
+    this.#driver = new PressureDriver(this, options, this.#logger, (content) =>
+      this.#enqueue(() => content, true).then(() => {}),
+    );
   }
 
   get url(): string | undefined {
@@ -316,16 +334,16 @@ class Plane implements ControlPlane {
   }
 
   /** Calls take effect in order; `content` is asked when its turn comes. */
-  #enqueue(content: () => PolicyContent): Promise<PolicyResult> {
-    const result = this.#queue.then(() => this.#replace(content()));
+  #enqueue(content: () => PolicyContent, amend = false): Promise<PolicyResult> {
+    const result = this.#queue.then(() => this.#replace(content(), amend));
     this.#queue = result.catch(() => {});
     return result;
   }
 
-  async #replace(content: PolicyContent): Promise<PolicyResult> {
+  async #replace(content: PolicyContent, amend: boolean): Promise<PolicyResult> {
     const before = this.#store.current;
     try {
-      return await this.#roll(this.#store.replace(content));
+      return await this.#roll(this.#store.replace(content, amend));
     } catch (error) {
       if (error instanceof PolicyRefused) await this.#rollback(before);
       throw error;
@@ -362,6 +380,7 @@ class Plane implements ControlPlane {
   async #close(): Promise<void> {
     this.#rollout?.rollout.fail(new ControlPlaneClosed());
     for (const waiter of [...this.#waiters]) waiter.reject(new ControlPlaneClosed());
+    this.#driver?.close();
     await this.http?.close();
     this.#watches.close();
     await this.link.close();

@@ -29,6 +29,7 @@ export {
 } from "./keys.ts";
 export { checkPolicy, parsePolicy, preset } from "./policy.ts";
 export type { PolicyContent, PolicyRevision } from "./policy-store.ts";
+export { checkPressure, type PressureOptions, type PressureView } from "./pressure/driver.ts";
 export type { ReferenceSettings } from "./reference-env.ts";
 export { policyFromReference } from "./reference-env.ts";
 export { type RequestOverrides, requestOptions, type TriattnOptions } from "./request-options.ts";

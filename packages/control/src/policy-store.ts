@@ -42,8 +42,10 @@ export class PolicyStore {
     return this.#history;
   }
 
-  replace({ policy, statistics, rules }: PolicyContent): PolicyRevision {
+  /** `amend`: it takes the place of the current one in the history, too. */
+  replace({ policy, statistics, rules }: PolicyContent, amend = false): PolicyRevision {
     this.#last += 1;
+    if (amend) this.#history = this.#history.slice(0, -1);
     const content = structuredClone({ policy, statistics, rules });
     this.#current = deepFreeze({ revision: this.#last, since: new Date().toISOString(), ...content });
     this.#history = [...this.#history, this.#current].slice(-MOST_REMEMBERED);

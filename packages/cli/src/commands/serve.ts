@@ -1,4 +1,4 @@
-import { ConfigError } from "@triattn/control";
+import { ConfigError, type PressureOptions } from "@triattn/control";
 import { Command, Option } from "commander";
 import type { Logger } from "pino";
 import { ExitCode } from "../errors.ts";
@@ -17,6 +17,7 @@ interface Flags {
   stats?: string;
   backend?: BackendName;
   python?: string;
+  pressure?: PressureOptions;
   dashboard?: boolean | string;
   dashboardToken?: string;
   listen?: string;
@@ -36,6 +37,15 @@ export function wholeNumber(flag: string, least: number): (text: string) => numb
     }
     return value;
   };
+}
+
+/** `MIN:MAX` in tokens. */
+function bounds(text: string): PressureOptions {
+  const [, min, max] = /^(\d+):(\d+)$/.exec(text) ?? [];
+  if (min === undefined || max === undefined || Number(min) < 1 || Number(min) > Number(max)) {
+    throw new ConfigError("--pressure", text, "MIN:MAX, in tokens, such as 1024:8192");
+  }
+  return { min: Number(min), max: Number(max) };
 }
 
 export function serveCommand(): Command {
@@ -67,6 +77,11 @@ export function serveCommand(): Command {
     .addOption(new Option("--backend <engine>", "the engine").choices(BACKENDS).default("vllm"))
     .option("--python <path>", "the Python that has the engine, or its environment's directory")
     .option(
+      "--pressure <min:max>",
+      "let the budget move between these, in tokens, with the pressure on the cache",
+      bounds,
+    )
+    .option(
       "--dashboard [host:port]",
       "serve the dashboard, the HTTP API and metrics (default: 127.0.0.1:9470; port 0: a free one)",
     )
@@ -96,6 +111,7 @@ export function serveCommand(): Command {
         backend: flags.backend,
         python: flags.python,
         engineFlags,
+        pressure: flags.pressure,
         dashboard: flags.dashboard,
         dashboardToken: flags.dashboardToken,
         listen: flags.listen,

@@ -28,6 +28,7 @@ export function describe(plan: ServePlan): Record<string, unknown> {
     policy: plan.policy,
     policySource: plan.source,
     rules: plan.rules,
+    pressure: plan.pressure ?? null,
     statistics: plan.statistics,
     warnings: plan.warnings,
     listen: plan.link?.endpoint ?? null,
@@ -60,6 +61,9 @@ export function explain(plan: ServePlan): string {
     ["command", [engine.python, ...plan.args].map(quote).join(" ")],
     ["environment", shown.filter((line) => line !== undefined).join(" ")],
     ["policy", `${policyLine(plan.policy)} (${plan.source})`],
+    ...(plan.pressure === undefined
+      ? []
+      : [["pressure", `the budget moves from ${plan.pressure.min} to ${plan.pressure.max} tokens`]]),
     ...(plan.rules.length === 0 ? [] : [["rules", plan.rules.map(({ name }) => name).join(", ")]]),
     ["statistics", plan.statistics ?? "none"],
     ...(plan.url === undefined ? [] : [["address", plan.url]]),

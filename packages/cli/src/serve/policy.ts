@@ -190,14 +190,20 @@ export function checkBudget(
   { policy, rules }: { policy: PolicyDocument; rules: readonly Rule[] },
   blockSize: number,
 ): void {
-  checkOne("budget", policy.budget, policy, blockSize);
+  checkBudgetOf("budget", policy.budget, policy, blockSize);
   for (const [index, rule] of rules.entries()) {
     const own = (rule.policy as PolicyDocument | undefined) ?? policy;
-    checkOne(`rules.${index}.budget`, rule.budget ?? own.budget, own, blockSize);
+    checkBudgetOf(`rules.${index}.budget`, rule.budget ?? own.budget, own, blockSize);
   }
 }
 
-function checkOne(field: string, budget: number, { pin }: PolicyDocument, blockSize: number): void {
+/** The same for one budget, whatever it is called. */
+export function checkBudgetOf(
+  field: string,
+  budget: number,
+  { pin }: PolicyDocument,
+  blockSize: number,
+): void {
   const least = pin.sinks + pin.window + blockSize;
   if (budget > 0 && budget < least) {
     const parts = `${pin.sinks} sinks + a window of ${pin.window} + one block of ${blockSize} tokens`;

@@ -1,7 +1,7 @@
 import { mkdtempSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { ConfigError, type HttpOptions } from "@triattn/control";
+import { ConfigError, checkPressure, type HttpOptions, type PressureOptions } from "@triattn/control";
 import type { PolicyInput, Rule } from "@triattn/protocol";
 import { EnvironmentError, onDisk } from "../errors.ts";
 import { pluginDirectory } from "../package.ts";
@@ -10,7 +10,7 @@ import { builtDashboard, type DashboardOptions, readDashboard } from "./dashboar
 import { engineVariables } from "./environment.ts";
 import { type EngineFlags, readEngineFlags, urlOf } from "./flags.ts";
 import { type LinkOptions, type LinkPlan, readLink } from "./link.ts";
-import { checkBudget, type ResolvedPolicy, resolvePolicy } from "./policy.ts";
+import { checkBudget, checkBudgetOf, type ResolvedPolicy, resolvePolicy } from "./policy.ts";
 import { checkPort, freePort } from "./port.ts";
 import { type EngineEnvironment, findEngine } from "./python.ts";
 
@@ -21,6 +21,8 @@ export interface ServeOptions extends DashboardOptions, LinkOptions {
   readonly policy?: string | PolicyInput | undefined;
   /** Requests that the policy does not hold for; the first rule that matches decides. */
   readonly rules?: readonly Rule[] | undefined;
+  /** Moves budgets with the pressure on the cache, inside bounds. Default: they stay as the policy says. */
+  readonly pressure?: PressureOptions | undefined;
   /** Instead of the policy's: resident tokens of a request after a round; 0 never compresses. */
   readonly budget?: number | undefined;
   /** Instead of the policy's: a round fires at budget + interval resident tokens. */
@@ -52,6 +54,8 @@ export interface ServePlan extends ResolvedPolicy {
   /** Where the engine will answer; undefined on a Unix socket. */
   readonly url: string | undefined;
   readonly graceMs: number;
+  /** Bounds of budgets that move; undefined when they stay. */
+  readonly pressure: PressureOptions | undefined;
   /** How the control plane serves HTTP; undefined when it does not. */
   readonly http: HttpOptions | undefined;
   /** Where the control plane listens for engines; undefined: a socket of its own. */
@@ -103,7 +107,14 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
   const link = readLink(options, environment);
   const resolved = resolvePolicy(options, environment);
   const engine = await findEngine(options.python, environment, kind);
-  checkBudget(resolved, blockSize(given, engine, kind));
+  const block = blockSize(given, engine, kind);
+  if (options.pressure !== undefined) {
+    checkPressure(options.pressure);
+    for (const end of ["min", "max"] as const) {
+      checkBudgetOf(`pressure.${end}`, options.pressure[end], resolved.policy, block);
+    }
+  }
+  checkBudget(resolved, block);
   await checkDisk();
   const flags = given.port === 0 ? { ...given, port: await freePort() } : given;
   await checkPort(flags);
@@ -117,6 +128,7 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
     ...resolved,
     warnings: [...resolved.warnings, ...(http && http.dashboardDirectory === undefined ? [NO_PAGE] : [])],
     http,
+    pressure: options.pressure,
     link,
     model: options.model,
     backend,

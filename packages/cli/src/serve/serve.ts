@@ -60,6 +60,7 @@ export async function start(plan: ServePlan, options: StartOptions = {}): Promis
       rules: plan.rules,
       statistics: plan.statistics,
       logger: options.logger ?? createLogger(),
+      ...(plan.pressure === undefined ? {} : { pressure: plan.pressure }),
       ...(plan.http === undefined ? {} : { http: plan.http }),
       ...(plan.link === undefined ? {} : { endpoint: plan.link.endpoint }),
       ...(plan.link?.curve === undefined ? {} : { curve: plan.link.curve }),

@@ -68,7 +68,7 @@ export class Hub {
       engines: this.#plane
         .engines()
         .map((engine) => engineView(engine, this.#rates.of(engine.engineId, now))),
-      controller: null,
+      controller: this.#plane.pressure ?? null,
     };
   }
 
