@@ -36,11 +36,14 @@ const cut = (text: string, width: number): string =>
 const left = (text: string, width: number) => cut(text, width).padEnd(width);
 const right = (text: string, width: number) => cut(text, width).padStart(width);
 
+/** Made once: `toLocaleString` makes one for every number. */
+const WHOLE = new Intl.NumberFormat("en-US");
+
 /** A count in at most `width` characters: 712,432, 12.3M. */
 export function count(value: number | string | null | undefined, width = 9): string {
   const number = Number(value);
   if (value === null || value === undefined || !Number.isFinite(number)) return "-";
-  const text = Math.round(number).toLocaleString("en-US");
+  const text = WHOLE.format(Math.round(number));
   if (text.length <= width) return text;
   for (const [factor, letter] of [
     [1e3, "k"],
