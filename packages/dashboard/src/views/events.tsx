@@ -144,7 +144,7 @@ export function RecentEvents() {
               </time>
               <span class={`kind ${event.kind}`}>{event.kind}</span>
               <span class="clip" title={event.request ?? event.engineId ?? undefined}>
-                {event.request ?? event.engineId}
+                {event.request?.replace(/^(chat)?cmpl-/, "") ?? event.engineId}
               </span>
               <span class="clip muted" title={describeEvent(event)}>
                 {describeEvent(event)}
