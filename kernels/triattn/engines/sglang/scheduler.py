@@ -38,7 +38,7 @@ class SchedulerHooks:
         self.slots = Slots(scheduler)
         self.rounds = RankRounds(scheduler)
         self.geometry = self.rounds.geometry
-        self.shape = model_shape(self.rounds.hf_config, self.geometry)
+        self.shape = model_shape(scheduler.model_config.hf_text_config, self.geometry)
         self.tp_size: int = scheduler.ps.attn_tp_size
         self.first_rank: bool = scheduler.ps.tp_rank == 0
         self._generation = 0

@@ -5,7 +5,6 @@ Nothing here looks at a version string. What is not recognised is refused at sta
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from triattn import wire
@@ -27,12 +26,6 @@ def uses_v2_runner(config: Any) -> bool:
 def runner_name(config: Any) -> str:
     """``v1`` or ``v2``."""
     return "v2" if uses_v2_runner(config) else "v1"
-
-
-def uses_kernels(device_type: str) -> bool:
-    """Whether rounds run as Triton kernels. Interpreted on a CPU they are for tests: correct, and thousands of
-    times slower than torch."""
-    return device_type != "cpu" or os.environ.get("TRIATTN_ROUNDS") == "triton"
 
 
 def model_geometry(config: Any) -> wire.ModelGeometry:

@@ -15,6 +15,7 @@ from typing import Any
 from triattn import wire
 from triattn.config import ConfigError, Settings
 from triattn.engines.policy import PolicyInForce, check_policy, model_shape
+from triattn.engines.rounds import uses_kernels
 from triattn.engines.vllm import probe
 from triattn.engines.vllm.blocks import Compressed, GroupBlocks
 from triattn.engines.vllm.reports import Totals, counters, own_budget, request_states, tags_of, watched_round
@@ -115,7 +116,7 @@ class SchedulerHooks:
             self.shape,
             tp_size=parallel.tensor_parallel_size,
             pp_size=parallel.pipeline_parallel_size,
-            kernels=probe.uses_kernels(self.config.device_config.device_type),
+            kernels=uses_kernels(self.config.device_config.device_type),
             known=self._known_good,
         )
         check_room(
