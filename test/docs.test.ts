@@ -12,14 +12,14 @@ test("each block of commands says how it is tested, or why it is not run", () =>
   expect(blocks("x.md", "a\n```bash\ntriattn top\n```\n")).toMatchObject([
     { where: "x.md:2", mode: undefined },
   ]);
-  expect(blocks("x.md", "```bash\n# test: not run\nls\n```\n")).toMatchObject([
+  expect(blocks("x.md", "<!-- test: not run -->\n```bash\nls\n```\n")).toMatchObject([
     { mode: "not run", reason: undefined },
   ]);
   for (const path of documents()) {
     for (const { where, mode, reason } of blocks(path, read(path))) {
       expect(
         mode,
-        `${where}: begin the block with "# test: run", "dry run", "fakes" or "not run: REASON"`,
+        `${where}: put "<!-- test: run -->" before the block; or "dry run", "fakes", "not run: REASON"`,
       ).toBeDefined();
       if (mode === "not run") expect(reason, `${where}: why is it not run?`).toBeDefined();
     }

@@ -4,7 +4,7 @@ import { join } from "node:path";
 
 export const root = join(import.meta.dirname, "..", "..");
 
-/** How a test takes a block of commands, as its first line says: `# test: run`. */
+/** How a test takes a block of commands, as the line before it says: `<!-- test: run -->`, which readers do not see. */
 export type Mode = "run" | "dry run" | "fakes" | "not run";
 
 export interface Block {
@@ -18,7 +18,7 @@ export interface Block {
 }
 
 const SHELL = /^```(?:bash|sh|shell|console)\b.*$/;
-const ANNOTATION = /^# test: (run|dry run|fakes|not run(?:: (.+))?)$/;
+const ANNOTATION = /^<!-- test: (run|dry run|fakes|not run(?:: (.+))?) -->$/;
 
 /** Every document that is in the repository, by its path. */
 export function documents(): string[] {
@@ -37,12 +37,10 @@ export function blocks(path: string, text: string): Block[] {
   return lines.flatMap((line, at): Block[] => {
     if (!SHELL.test(line)) return [];
     const end = lines.indexOf("```", at);
-    const body = lines.slice(at + 1, end);
-    const [, said, reason] = ANNOTATION.exec(body[0] ?? "") ?? [];
+    const script = lines.slice(at + 1, end).join("\n");
+    const [, said, reason] = ANNOTATION.exec(lines[at - 1] ?? "") ?? [];
     const mode = said?.startsWith("not run") ? "not run" : (said as Mode | undefined);
-    return [
-      { where: `${path}:${at + 1}`, mode, reason, script: body.slice(mode === undefined ? 0 : 1).join("\n") },
-    ];
+    return [{ where: `${path}:${at + 1}`, mode, reason, script }];
   });
 }
 
