@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from triattn.engines.vllm.probe import check_runner_v1, uses_kernels
+from triattn.engines.rounds import uses_kernels
+from triattn.engines.vllm.probe import check_runner_v1
 from triattn.errors import ConfigError
 
 
