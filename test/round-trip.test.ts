@@ -22,6 +22,8 @@ function start(command: string, args: string[], env: NodeJS.ProcessEnv = {}) {
     stdio: ["pipe", "pipe", "inherit"],
   });
   onTestFinished(() => void child.kill("SIGKILL"));
+  // It may have gone when something is said to it.
+  child.stdin?.on("error", () => {});
   const lines: Record<string, unknown>[] = [];
   if (child.stdout)
     createInterface({ input: child.stdout }).on("line", (line) => lines.push(JSON.parse(line)));

@@ -33,6 +33,8 @@ function inTerminal(url: string, mark = "") {
     },
     stdio: ["pipe", "pipe", "inherit"],
   });
+  // It may have gone when a key is pressed.
+  child.stdin.on("error", () => {});
   let seen = "";
   child.stdout.on("data", (chunk) => {
     seen += chunk;

@@ -53,7 +53,7 @@ export function ask(url: string, model: string, question: string, tokens: number
     const sent = request(`${url}/v1/chat/completions`, { method: "POST", headers }, (response) => {
       const chunks: Buffer[] = [];
       response.on("data", (chunk: Buffer) => chunks.push(chunk));
-      response.once("error", reject);
+      response.on("error", reject);
       response.once("end", () => {
         const text = Buffer.concat(chunks).toString();
         if (response.statusCode !== 200) {
@@ -67,7 +67,7 @@ export function ask(url: string, model: string, question: string, tokens: number
         resolve({ text: choices[0]?.message.content ?? "", tokens: usage.completion_tokens });
       });
     });
-    sent.once("error", reject);
+    sent.on("error", reject);
     sent.end(body);
   });
 }

@@ -20,7 +20,7 @@ function post(url: string, path: string, body: unknown, id?: string): Promise<un
     const sent = request(`${url}${path}`, { method: "POST", headers, agent }, (response) => {
       const chunks: Buffer[] = [];
       response.on("data", (chunk: Buffer) => chunks.push(chunk));
-      response.once("error", reject);
+      response.on("error", reject);
       response.once("end", () => {
         const text = Buffer.concat(chunks).toString();
         if (response.statusCode !== 200) {
@@ -34,7 +34,7 @@ function post(url: string, path: string, body: unknown, id?: string): Promise<un
         }
       });
     });
-    sent.once("error", reject);
+    sent.on("error", reject);
     sent.end(data);
   });
 }

@@ -220,7 +220,10 @@ export async function startFake(options: FakeOptions): Promise<FakeServer> {
   let server: Server | undefined;
   let port = options.port ?? 0;
   const up = async () => {
-    const next = createServer((request, response) => void handle(request, response));
+    const next = createServer((request, response) => {
+      // A client that goes while it is read breaks this off, which is no error here.
+      handle(request, response).catch(() => response.destroy());
+    });
     await new Promise<void>((resolve) => next.listen(port, "127.0.0.1", resolve));
     port = (next.address() as AddressInfo).port;
     server = next;

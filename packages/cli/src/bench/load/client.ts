@@ -54,7 +54,7 @@ export function complete(url: string, model: string, job: Job, signal: AbortSign
     // Not fetch: it gives up on a server that lets a request wait for more than five minutes.
     const sent = (tls ? requestTls : request)(`${url}/v1/completions`, options, (response) => {
       response.setEncoding("utf8");
-      response.once("error", reject);
+      response.on("error", reject);
       if (response.statusCode !== 200) {
         let text = "";
         response.on("data", (chunk: string) => {
@@ -86,7 +86,7 @@ export function complete(url: string, model: string, job: Job, signal: AbortSign
         resolve({ start, arrivals, end, promptTokens: usage.prompt_tokens, tokens: usage.completion_tokens });
       });
     });
-    sent.once("error", reject);
+    sent.on("error", reject);
     sent.end(body);
   });
 }
