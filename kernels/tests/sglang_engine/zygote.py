@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
-import pickle
-import sys
-import time
-import traceback
-from pathlib import Path
+
+from engine.forking import serve
 
 
 def preload() -> None:
@@ -34,40 +31,12 @@ def preload() -> None:
     gc.freeze()
 
 
-def child(job: Path) -> None:
-    """Run the scenario in ``job``/in.pickle; leave ``job``/out.pickle: ("ok", Run) or ("error", text)."""
-    log = os.open(job / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    try:
+def main() -> None:
+    """Answer jobs; see `engine.forking.serve`."""
+
+    def driver() -> type:
         from .driver import Driver
 
-        scenario = pickle.loads((job / "in.pickle").read_bytes())
-        answer = ("ok", Driver(scenario, job).run())
-    except BaseException:
-        answer = ("error", traceback.format_exc())
-    partial = job / "out.partial"
-    partial.write_bytes(pickle.dumps(answer))
-    partial.rename(job / "out.pickle")
+        return Driver
 
-
-def main() -> None:
-    """Read job directories from stdin, one a line; answer each with a line when its child is done."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    start = time.monotonic()
-    preload()
-    print(f"ready {time.monotonic() - start:.1f}", file=answers, flush=True)
-    for line in sys.stdin:
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            # Its own process group, so that the rig can end it together with its ranks.
-            os.setpgid(0, 0)
-            os.close(0)
-            child(Path(line.strip()))
-            sys.stdout.flush()
-            os._exit(0)
-        print(f"started {pid}", file=answers, flush=True)
-        _, status = os.waitpid(pid, 0)
-        print(f"done {os.waitstatus_to_exitcode(status)}", file=answers, flush=True)
+    serve(preload, driver)

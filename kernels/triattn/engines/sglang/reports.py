@@ -16,6 +16,7 @@ from triattn.engines import kept
 from triattn.engines.policy import PolicyInForce
 from triattn.engines.sglang import probe
 from triattn.engines.sglang.requests import RequestState, state_of, tags_of
+from triattn.engines.totals import LONGEST_ID, MOST_REQUESTS, REPORT_SECONDS, SAFE_INTEGER, Totals
 from triattn.errors import ConfigError
 from triattn.link import EngineLink
 from triattn.plan import RoundPlan
@@ -23,15 +24,8 @@ from triattn.plan import RoundPlan
 if TYPE_CHECKING:
     from triattn.engines.sglang.scheduler import SchedulerHooks
 
-REPORT_SECONDS = 0.5
-"""Interval of reports to the control plane."""
 PICTURE_STEPS = 8
 """Least steps between pictures of what the watched request keeps: counted, so that all ranks make the same ones."""
-MOST_REQUESTS = 4096
-"""In one report, as in the protocol."""
-LONGEST_ID = 512
-"""Characters of a request's id in a report; a client that chooses longer ones is left out and counted."""
-_SAFE = 2**53 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +33,6 @@ class Watched:
     """The request whose rounds a control plane wants to see, as every rank gets it; None: none any more."""
 
     request_id: str | None
-
-
-@dataclass(slots=True)
-class Totals:
-    """Since the engine started; seconds of this rank."""
-
-    step: int = 0
-    resident: int = 0
-    peak_resident: int = 0
-    peak_pages: int = 0
-    tokens_generated: int = 0
-    finished: int = 0
-    preemptions: int = 0
-    rounds: int = 0
-    evicted: int = 0
-    reclaimed: int = 0
-    skipped: int = 0
-    batches: int = 0
-    plan_seconds: float = 0.0
-    round_seconds: float = 0.0
 
 
 class Reports:
@@ -218,7 +192,7 @@ class Reports:
         return wire.RequestState(
             request=request.rid,
             state=state,
-            priority=max(-_SAFE, min(_SAFE, int(request.priority or 0))),
+            priority=max(-SAFE_INTEGER, min(SAFE_INTEGER, int(request.priority or 0))),
             tags=list(tags_of(request)),
             rule=verdict.rule,
             prompt=len(request.origin_input_ids),
@@ -301,7 +275,7 @@ class Reports:
         totals = self.totals
         if ran:
             totals.step += 1
-            totals.peak_pages = max(totals.peak_pages, self.hooks.slots.used)
+            totals.peak_blocks = max(totals.peak_blocks, self.hooks.slots.used)
         if self.link is None:
             return
         totals.round_seconds += self.hooks.rounds.clock.take()
@@ -328,7 +302,7 @@ class Reports:
             resident_tokens=totals.resident if running else 0,
             peak_resident_tokens=totals.peak_resident,
             used_blocks=self.hooks.slots.used,
-            peak_used_blocks=totals.peak_pages,
+            peak_used_blocks=totals.peak_blocks,
             tokens_generated=generated,
             requests_finished=totals.finished,
             preemptions=totals.preemptions,

@@ -3,43 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from triattn import wire
+from triattn.engines.totals import LONGEST_ID, MOST_REQUESTS, SAFE_INTEGER
 from triattn.errors import ConfigError
 from triattn.rules import BUDGET_OPTION, TAGS_OPTION, parse_budget, parse_tags
 
 if TYPE_CHECKING:
     from triattn.engines.vllm.scheduler import SchedulerHooks
-
-MOST_REQUESTS = 4096
-"""In one report, as in the protocol."""
-LONGEST_ID = 512
-"""Characters of a request's id in a report; a client that chooses longer ones is left out and counted."""
-_SAFE = 2**53 - 1
-
-
-@dataclass(slots=True)
-class Totals:
-    """Since the engine started; seconds are of this process but for ``round_seconds``."""
-
-    step: int = 0
-    peak_resident: int = 0
-    peak_blocks: int = 0
-    resident: int = 0
-    tokens_generated: int = 0
-    finished: int = 0
-    preemptions: int = 0
-    rounds: int = 0
-    evicted: int = 0
-    reclaimed: int = 0
-    skipped: int = 0
-    batches: int = 0
-    """Steps in which at least one round ran."""
-    plan_seconds: float = 0.0
-    round_seconds: float = 0.0
-    """Of the worker whose output the scheduler reads."""
 
 
 def _option(request: Any, name: str) -> Any:
@@ -122,7 +94,7 @@ def _state(hooks: SchedulerHooks, request: Any, state: str) -> wire.RequestState
     return wire.RequestState(
         request=request.request_id,
         state=state,
-        priority=max(-_SAFE, min(_SAFE, int(request.priority))),
+        priority=max(-SAFE_INTEGER, min(SAFE_INTEGER, int(request.priority))),
         tags=list(tags_of(request)),
         rule=verdict.rule,
         prompt=request.num_prompt_tokens,

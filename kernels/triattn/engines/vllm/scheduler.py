@@ -16,17 +16,16 @@ from triattn import wire
 from triattn.config import ConfigError, Settings
 from triattn.engines.policy import PolicyInForce, check_policy, model_shape
 from triattn.engines.rounds import uses_kernels
+from triattn.engines.totals import REPORT_SECONDS, Totals
 from triattn.engines.vllm import probe
 from triattn.engines.vllm.blocks import Compressed, GroupBlocks
-from triattn.engines.vllm.reports import Totals, counters, own_budget, request_states, tags_of, watched_round
+from triattn.engines.vllm.reports import counters, own_budget, request_states, tags_of, watched_round
 from triattn.engines.vllm.room import check_room, chunk_limit
 from triattn.engines.vllm.step_report import StepReport, report_of
 from triattn.link import EngineLink
 from triattn.plan import RoundPlan
 from triattn.rules import Rules, Verdict
 
-REPORT_SECONDS = 0.5
-"""Interval of reports to the control plane."""
 PICTURE_SECONDS = 0.25
 """Least time between pictures of what the watched request keeps."""
 
