@@ -133,3 +133,18 @@ test("help and version", async () => {
   expect(help.output.stdout).toMatch(/Exit codes:/);
   expect(alive(process.pid)).toBe(true);
 }, 30_000);
+
+test("a reader of items that has had enough is no error", async () => {
+  const { child, output, ended } = cli([
+    "eval",
+    "generate",
+    "--count",
+    "100000",
+    "--length",
+    "300",
+    "--json",
+  ]);
+  child.stdout?.once("data", () => child.stdout?.destroy());
+  expect(await ended).toBe(0);
+  expect(output.stderr).toBe("");
+}, 30_000);

@@ -49,6 +49,16 @@ function line(trace: Trace, ids: boolean): string {
   return JSON.stringify({ task, id, prompt, expected, ...tokens });
 }
 
+/** Writes to standard output, and waits for a reader that is slower; false when it has gone (`… | head`). */
+async function written(text: string): Promise<boolean> {
+  if (!process.stdout.writable) return false;
+  if (process.stdout.write(text)) return true;
+  return once(process.stdout, "drain").then(
+    () => true,
+    () => false,
+  );
+}
+
 export function generateCommand(): Command {
   const command = new Command("generate")
     .summary("print items of the tasks with exact traces")
@@ -68,7 +78,7 @@ export function generateCommand(): Command {
         const text = flags.json
           ? `${line(trace, flags.ids === true)}\n`
           : `── ${trace.id}\n${trace.prompt}──\n${trace.expected}`;
-        if (!process.stdout.write(text)) await once(process.stdout, "drain");
+        if (!(await written(text))) return;
       }
     });
   return withHelp(command, {
