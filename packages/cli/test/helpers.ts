@@ -12,6 +12,9 @@ export const python =
 /** Where `import vllm` finds the engine without a model. */
 export const fakeEngine = join(import.meta.dirname, "fixtures", "fake");
 
+/** Where `import sglang` finds the same, as SGLang. */
+export const fakeSglang = join(import.meta.dirname, "fixtures", "fake-sglang");
+
 /** An environment in which the fake engine behaves as `words` say. */
 export function fakeEnvironment(words = "", more: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
   return {

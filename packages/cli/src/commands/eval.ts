@@ -5,6 +5,7 @@ import { presets } from "@triattn/protocol";
 import { Command, Option } from "commander";
 import { NotCompressed, onDisk } from "../errors.ts";
 import { controls, type Keep, makeArms, type PinMode, readBudget, readRatio } from "../eval/arms.ts";
+import { checkTasks, evalBackend } from "../eval/backends.ts";
 import { chooseTasks, taskNames } from "../eval/choose.ts";
 import { EvalEngine } from "../eval/engine.ts";
 import { plots } from "../eval/plot.ts";
@@ -13,6 +14,7 @@ import { type EvalReport, type Result, summarize, table, unfired } from "../eval
 import { RowFile } from "../eval/rows.ts";
 import { run } from "../eval/run.ts";
 import { list, modelPath } from "../eval/settings.ts";
+import { BACKENDS, type BackendName } from "../serve/backends.ts";
 import { toJson } from "../serve/output.ts";
 import type { Served } from "../serve/serve.ts";
 import { onSignals, signalCode } from "../serve/signals.ts";
@@ -40,6 +42,7 @@ export interface EvalFlags {
   concurrency: number;
   seed: number;
   stats?: string;
+  backend: BackendName;
   python?: string;
   out?: string;
   resume?: string;
@@ -107,6 +110,7 @@ export function evalCommand(): Command {
       "--stats <file|name>",
       "statistics of the model's queries (default: those that belong to the model)",
     )
+    .addOption(new Option("--backend <engine>", "the engine").choices(BACKENDS).default("vllm"))
     .option("--python <path>", "the Python that has the engine, or its environment's directory")
     .option("--out <file>", "keep finished rows in this new file (default: triattn-eval-TIME.jsonl)")
     .option("--resume <file>", "go on with a file of rows")
@@ -124,6 +128,7 @@ export function evalCommand(): Command {
     examples: [
       "triattn eval tiny --policy auto,triattention --keep 1/8 --tasks all --limit 50 --json",
       "triattn eval ./SmolLM2-135M-Instruct --policy keydiff --keep 1/4,1/8 --tasks fidelity,needles --limit 8",
+      "triattn eval tiny --backend sglang --keep 1/8 --tasks recall,passcode",
       "triattn eval tiny --keep 1/8 --resume triattn-eval-2026-11-25T10-00-00.jsonl",
     ],
   });
@@ -190,8 +195,10 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
     statistics: flags.stats,
   });
   const tasks = await chooseTasks({ model, keeps, ...flags });
+  checkTasks(flags.backend, tasks, flags.tasks);
   const settings = {
     model,
+    backend: flags.backend,
     ...{ seed, interval, window, limit: flags.limit },
     arms: Object.fromEntries(
       arms.map(({ label, keep, pin, document, statistics }) => [label, { keep, pin, document, statistics }]),
@@ -212,6 +219,8 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
   say(
     `${arms.length} arms × ${tasks.length} tasks, up to ${flags.limit} items each; finished rows go to ${path}`,
   );
+  const sampled = flags.temperature > 0 ? evalBackend(flags.backend).samplingNote(engineFlags) : null;
+  if (sampled !== null) say(sampled);
   let current: Served | undefined;
   let stoppedBy: NodeJS.Signals | undefined;
   const unlisten = onSignals(
@@ -236,7 +245,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
         progress.note(`starting the engine${alone ? ", one request at a time" : ""} …`);
         const started = await EvalEngine.start(
           {
-            ...{ model, profile, longest, interval },
+            ...{ model, profile, longest, interval, backend: flags.backend },
             python: flags.python,
             concurrency: alone ? 1 : flags.concurrency,
             flags: engineFlags,

@@ -6,10 +6,20 @@ export class EngineAnswer extends Error {
   override name = "EngineAnswer";
 }
 
+/** What an evaluation asks of an engine's server, whichever engine it is. */
+export interface EngineClient {
+  readonly tokenizer: Tokenizer;
+  /**
+   * One completion of token ids, inside `budget` resident tokens (0: all); the engine's events call it `id`.
+   * Rejects with EngineAnswer, or as the connection does.
+   */
+  complete(item: Item, budget: number, id: string): Promise<Reply>;
+}
+
 const agent = new Agent({ keepAlive: true, maxSockets: Number.POSITIVE_INFINITY });
 
 /** Not fetch: it gives up on answers that take longer than five minutes. */
-function post(url: string, path: string, body: unknown, id?: string): Promise<unknown> {
+export function post(url: string, path: string, body: unknown, id?: string): Promise<unknown> {
   const data = JSON.stringify(body);
   const headers = {
     "content-type": "application/json",
@@ -39,45 +49,7 @@ function post(url: string, path: string, body: unknown, id?: string): Promise<un
   });
 }
 
-interface Completion {
-  readonly choices: readonly {
-    readonly text: string;
-    readonly finish_reason: string;
-    readonly token_ids?: readonly number[] | null;
-    readonly prompt_logprobs?: Reply["promptLogprobs"];
-  }[];
-}
-
-/** One completion of token ids, inside `budget` resident tokens (0: all). Rejects with EngineAnswer. */
-export async function complete(
-  url: string,
-  model: string,
-  item: Item,
-  budget: number,
-  id: string,
-): Promise<Reply> {
-  const body = {
-    model,
-    prompt: item.prompt,
-    max_tokens: item.maxTokens,
-    temperature: 0,
-    ...item.sampling,
-    return_token_ids: true,
-    ...(item.promptLogprobs === undefined ? {} : { prompt_logprobs: item.promptLogprobs }),
-    vllm_xargs: { triattn_budget: budget },
-  };
-  const { choices } = (await post(url, "/v1/completions", body, id)) as Completion;
-  const [choice] = choices;
-  if (choice?.token_ids == null) throw new EngineAnswer("the engine answered without token ids");
-  return {
-    text: choice.text,
-    tokens: choice.token_ids,
-    finish: choice.finish_reason,
-    promptLogprobs: choice.prompt_logprobs ?? null,
-  };
-}
-
-/** The model's tokenizer, as the engine has it. */
+/** The model's tokenizer, as the engine has it: both engines serve `/tokenize` in the same form. */
 export function tokenizerOf(url: string, model: string): Tokenizer {
   const tokenize = async (body: object) => {
     const { tokens } = (await post(url, "/tokenize", { model, ...body })) as { tokens: readonly number[] };

@@ -1,35 +1,29 @@
-import { readFileSync } from "node:fs";
-import { availableParallelism } from "node:os";
-import { join } from "node:path";
 import type { EngineEvent } from "@triattn/protocol";
+import { type BackendName, backendOf } from "../serve/backends.ts";
 import { prepare } from "../serve/prepare.ts";
 import { findEngine } from "../serve/python.ts";
 import { type Served, start } from "../serve/serve.ts";
 import type { Arm } from "./arms.ts";
-import { complete, tokenizerOf } from "./client.ts";
-import type { Item, Profile, Reply, Tokenizer } from "./task.ts";
+import { type EngineNeeds, type EvalBackend, roundsDue } from "./backend.ts";
+import { evalBackend } from "./backends.ts";
+import type { EngineClient } from "./client.ts";
+import type { Item, Reply, Tokenizer } from "./task.ts";
 
 /** What one request went through. */
 export interface Outcome {
   readonly reply: Reply;
   readonly rounds: number;
   readonly tokensEvicted: number;
+  /** Whether it grew so long that a round had to fire. */
+  readonly due: boolean;
   readonly seconds: number;
   /** When its answer was there, by `performance.now()`; what the engine says of it comes a little later. */
   readonly answered: number;
 }
 
-export interface EngineOptions {
-  readonly model: string;
+export interface EngineOptions extends EngineNeeds {
+  readonly backend: BackendName;
   readonly python?: string | undefined;
-  readonly profile: Profile;
-  /** Requests at once. */
-  readonly concurrency: number;
-  readonly interval: number;
-  /** Longest request; null: the model's own limit. */
-  readonly longest: number | null;
-  /** The engine's own flags; they come last, so that they win. */
-  readonly flags: readonly string[];
   readonly onLine: (line: string) => void;
   readonly onStart: (served: Served) => void;
 }
@@ -37,72 +31,25 @@ export interface EngineOptions {
 type Finish = Extract<EngineEvent, { kind: "finish" }>;
 
 const SERVED = "evaluated";
-const CPU_BLOCK = 32;
 const EVENT_MS = 10_000;
-
-/** Bytes of KV of one token in float32, by the model's own configuration; undefined where that is not at hand. */
-function tokenBytes(model: string): number | undefined {
-  try {
-    const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
-    const { num_hidden_layers: layers, num_attention_heads: heads, hidden_size: hidden } = config;
-    const { num_key_value_heads: kvHeads = heads, head_dim: dim = hidden / heads } = config;
-    const bytes = layers * kvHeads * dim * 2 * 4;
-    return Number.isFinite(bytes) ? bytes : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
-/** Flags for a CPU: a small block, and a cache in which every request of the full arm fits whole. */
-function cpuFlags({ model, concurrency, longest }: EngineOptions): string[] {
-  const bytes = tokenBytes(model);
-  const tokens = concurrency * (Math.ceil((longest ?? 4096) / CPU_BLOCK) + 2) * CPU_BLOCK;
-  const cache = Math.max(2 ** 27, bytes === undefined ? 2 ** 30 : bytes * tokens);
-  return [
-    ...["--enforce-eager", "--dtype", "float32", "--block-size", String(CPU_BLOCK)],
-    ...["--kv-cache-memory-bytes", String(cache)],
-  ];
-}
-
-function engineFlags(options: EngineOptions, cpu: boolean): string[] {
-  const { profile, concurrency, interval, longest } = options;
-  return [
-    ...["--port", "0", "--host", "127.0.0.1", "--served-model-name", SERVED],
-    // An arm must not find what another one computed.
-    "--no-enable-prefix-caching",
-    // Nor a model its own idea of sampling.
-    ...["--generation-config", "vllm"],
-    ...["--max-num-seqs", String(concurrency)],
-    ...(longest === null ? [] : ["--max-model-len", String(longest)]),
-    // A round fires between chunks: one interval each, as while decoding.
-    ...(profile === "score" ? ["--max-num-batched-tokens", String(Math.max(interval, concurrency))] : []),
-    ...(cpu ? cpuFlags(options) : []),
-    ...options.flags,
-  ];
-}
-
-function cpuEnvironment({ OMP_NUM_THREADS }: NodeJS.ProcessEnv): NodeJS.ProcessEnv {
-  return {
-    OMP_NUM_THREADS: OMP_NUM_THREADS ?? String(Math.max(1, Math.floor(availableParallelism() / 2))),
-    VLLM_CPU_OMP_THREADS_BIND: "nobind",
-  };
-}
 
 /** A real engine under a control plane, for one profile; policies change while it runs. */
 export class EvalEngine {
   readonly served: Served;
-  readonly tokenizer: Tokenizer;
-  readonly #url: string;
+  readonly #backend: EvalBackend;
+  readonly #client: EngineClient;
   readonly #finished = new Map<string, Finish>();
   readonly #waiting = new Map<string, (event: Finish) => void>();
+  /** Requests that lost what they kept: their last rounds may be younger than what made one due. */
+  readonly #preempted = new Set<string>();
   readonly #died: Promise<never>;
   #requests = 0;
   #asked = "";
 
-  private constructor(served: Served, url: string) {
+  private constructor(served: Served, backend: EvalBackend, url: string) {
     this.served = served;
-    this.#url = url;
-    this.tokenizer = tokenizerOf(url, SERVED);
+    this.#backend = backend;
+    this.#client = backend.client(url, SERVED);
     this.#died = served.exited.then((exit) => Promise.reject(served.died(exit)));
     this.#died.catch(() => {});
     void this.#listen();
@@ -110,21 +57,23 @@ export class EvalEngine {
 
   /** Starts an engine that uses the policy of `first`. Throws what serving throws. */
   static async start(options: EngineOptions, first: Arm): Promise<EvalEngine> {
-    const { distribution } = await findEngine(options.python, process.env);
-    const cpu = distribution === "vllm-cpu";
+    const backend = evalBackend(options.backend);
+    const found = await findEngine(options.python, process.env, backendOf(options.backend));
+    const cpu = backend.onCpu(found, options.flags, process.env);
     const plan = await prepare({
       model: options.model,
       policy: first.document,
       statistics: first.statistics ?? undefined,
+      backend: options.backend,
       python: options.python,
-      engineFlags: engineFlags(options, cpu),
-      environment: cpu ? { ...cpuEnvironment(process.env), ...process.env } : process.env,
+      engineFlags: [...backend.flags(options, SERVED, cpu), ...options.flags],
+      environment: cpu ? { ...backend.cpuEnvironment(process.env), ...process.env } : process.env,
     });
     const served = await start(plan, { onLine: options.onLine });
     options.onStart(served);
     await served.ready;
     if (plan.url === undefined) throw new Error("the engine has no address to send to");
-    const engine = new EvalEngine(served, plan.url);
+    const engine = new EvalEngine(served, backend, plan.url);
     // A policy takes effect at a step, and without a request there has been none.
     await engine.#warmUp();
     return engine;
@@ -132,12 +81,17 @@ export class EvalEngine {
 
   async #warmUp(): Promise<void> {
     const item = { id: "warm-up", prompt: [2], sizes: { prompt: 1, generated: 1 }, maxTokens: 1 };
-    await Promise.race([complete(this.#url, SERVED, item, 0, "warm-up"), this.#died]);
+    await Promise.race([this.#client.complete(item, 0, "warm-up"), this.#died]);
+  }
+
+  /** The model's tokenizer, as the engine has it. */
+  get tokenizer(): Tokenizer {
+    return this.#client.tokenizer;
   }
 
   /** Tokens of a block, the least that a budget is made of. */
   get blockSize(): number {
-    return this.served.controlPlane.engines()[0]?.hello.cache.blockSize ?? CPU_BLOCK;
+    return this.served.controlPlane.engines()[0]?.hello.cache.blockSize ?? 1;
   }
 
   /** Name, version and runner of the engine. */
@@ -165,17 +119,20 @@ export class EvalEngine {
     const event = new Promise<Finish>((resolve) => this.#waiting.set(id, resolve));
     const began = performance.now();
     // A connection that breaks is how an engine's death is often noticed first; its exit says more.
-    const reply = await Promise.race([complete(this.#url, SERVED, item, budget, id), this.#died]).catch(
+    const reply = await Promise.race([this.#client.complete(item, budget, id), this.#died]).catch(
       async (error: unknown) => {
         if (error instanceof Error && "code" in error) await this.#death();
         throw error;
       },
     );
     const answered = performance.now();
-    const finish = await this.#finishOf(id, event, roundsDue(item, reply, budget, this.#interval));
+    const grown = roundsDue(this.#backend, item, reply, budget, this.#interval);
+    const finish = await this.#finishOf(id, event, grown);
+    const due = !this.#preempted.delete(id) && grown;
     return {
       reply,
       answered,
+      due,
       seconds: (answered - began) / 1000,
       rounds: finish?.rounds ?? 0,
       tokensEvicted: finish?.evictedTotal ?? 0,
@@ -204,7 +161,11 @@ export class EvalEngine {
       if (item.type !== "event" || item.event.kind !== "finish") continue;
       // The engine's own name for a request holds the one that it was sent with.
       const id = /eval-\d+(?=-|$)/.exec(item.event.request)?.[0];
-      if (id === undefined || item.event.reason === "preempted") continue;
+      if (id === undefined) continue;
+      if (item.event.reason === "preempted") {
+        this.#preempted.add(id);
+        continue;
+      }
       this.#finished.set(id, item.event);
       this.#waiting.get(id)?.(item.event);
     }
@@ -217,12 +178,4 @@ export class EvalEngine {
   async stop(): Promise<void> {
     await this.served.stop();
   }
-}
-
-/** Whether a request grew so long that a round had to fire. */
-export function roundsDue(item: Item, reply: Reply, budget: number, interval: number): boolean {
-  if (budget === 0) return false;
-  // The last token generated is never computed; rounds fire before a step, on what is computed by then.
-  const computed = item.prompt.length + reply.tokens.length - 1;
-  return computed - 1 >= budget + interval;
 }

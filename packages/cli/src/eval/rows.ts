@@ -42,6 +42,9 @@ const Head = z.strictObject({ triattnEval: z.literal(1), settings: z.record(z.st
 
 const keyOf = ({ arm, task, id }: Pick<Row, "arm" | "task" | "id">) => JSON.stringify([arm, task, id]);
 
+/** Settings that files of before they had a name were written with. */
+const UNNAMED: Settings = { backend: "vllm" };
+
 /** Settings of which more may come: arms and tasks by name. What is there already has to stay as it is. */
 const OPEN = ["arms", "tasks"];
 
@@ -120,7 +123,7 @@ export class RowFile {
       throw new ConfigError("--resume", where, "is no file of rows: name one that triattn eval wrote");
     }
     const now = JSON.parse(JSON.stringify(settings)) as Settings;
-    for (const [name, then, asked] of differences(head.data.settings, now)) {
+    for (const [name, then, asked] of differences({ ...UNNAMED, ...head.data.settings }, now)) {
       throw new ConfigError(
         "--resume",
         this.path,

@@ -2,7 +2,6 @@ import { PolicyRefused } from "@triattn/control";
 import { NotCompressed } from "../errors.ts";
 import { type Arm, budgetOf, checkBudgetOf } from "./arms.ts";
 import type { EvalEngine } from "./engine.ts";
-import { roundsDue } from "./engine.ts";
 import type { Progress } from "./progress.ts";
 import type { Row, RowFile } from "./rows.ts";
 import type { Item, Profile, Reply, Task } from "./task.ts";
@@ -137,10 +136,10 @@ async function runBatch(options: BatchOptions): Promise<void> {
   let ended = began;
   await pool(items, concurrency, async (item) => {
     const budget = budgetOf(arm.keep, item.sizes);
-    const { reply, rounds, tokensEvicted, seconds, answered } = await engine.request(item, budget);
+    const { reply, rounds, tokensEvicted, due, seconds, answered } = await engine.request(item, budget);
     ended = Math.max(ended, answered);
     const { interval } = arm.document;
-    if (roundsDue(item, reply, budget, interval) && (rounds === 0 || tokensEvicted === 0)) {
+    if (due && (rounds === 0 || tokensEvicted === 0)) {
       throw new NotCompressed(
         `${arm.label} did not compress ${task.name} ${item.id}: ${item.prompt.length + reply.tokens.length} tokens, ` +
           `budget ${budget}, a round every ${interval}, and no round reported`,

