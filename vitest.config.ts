@@ -50,6 +50,7 @@ export default defineConfig({
         test: {
           name: "sglang",
           include: ["test/**/*.sglang.test.ts"],
+          fileParallelism: false,
           testTimeout: 600_000,
           hookTimeout: 300_000,
         },

@@ -4,23 +4,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { type Served, serve } from "triattn";
 import { afterAll, expect, test } from "vitest";
+import { python, sglangOnCpu } from "./fixtures/sglang.ts";
 
 const root = join(import.meta.dirname, "..");
-const python =
-  process.env.TRIATTN_TEST_PYTHON ?? join(root, ".tools", "envs", "sglang-cpu-0.5.17", "bin", "python");
 const directory = mkdtempSync(join(tmpdir(), "triattn-sglang-"));
 const model = join(directory, "model");
-/** SGLang on a CPU: its kernels' stand-in on the path, and no group of GPUs to look for. */
-const environment = {
-  ...process.env,
-  PYTHONPATH: join(root, "kernels", "tests", "sglang_engine", "shim"),
-  SGLANG_USE_CPU_ENGINE: "1",
-  SGLANG_NCCL_SO_PATH: "/nonexistent",
-  SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY: "1",
-  OMP_NUM_THREADS: "1",
-  TORCHDYNAMO_DISABLE: "1",
-  HF_HUB_OFFLINE: "1",
-};
 const engineFlags = [
   ...["--port", "0", "--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native"],
   ...["--sampling-backend", "pytorch", "--max-total-tokens", "2048", "--context-length", "1024"],
@@ -61,7 +49,7 @@ test("SGLang serves under a control plane, each request inside its budget, the p
     backend: "sglang",
     python,
     policy: { name: "mine", budget: 64, interval: 16, pin, terms: [{ kind: "keydiff" }] },
-    environment,
+    environment: sglangOnCpu,
     engineFlags,
     onLine: (line) => lines.push(line),
   }).catch((error) => {

@@ -135,7 +135,14 @@ test("answers that are none, and answers that were cut, are errors", async () =>
 });
 
 test("SGLang's flags: a pool for whole requests on a CPU, chunks of one interval where texts are scored", () => {
-  const needs = { model: "m", profile: "generate", concurrency: 4, interval: 64, longest: 992, flags: [] } as const;
+  const needs = {
+    model: "m",
+    profile: "generate",
+    concurrency: 4,
+    interval: 64,
+    longest: 992,
+    flags: [],
+  } as const;
   const plain = sglang.flags(needs, "s", false);
   expect(plain).toEqual([
     ...["--port", "0", "--host", "127.0.0.1", "--served-model-name", "s", "--disable-radix-cache"],
@@ -164,7 +171,13 @@ test("a round is due once budget and interval are resident before a step that th
     tokens: Array.from({ length: tokens }, () => 2),
   });
   const due = (backend: EvalBackend, prompt: number, tokens: number, budget: number) =>
-    roundsDue(backend, { ...item, prompt: Array.from({ length: prompt }, () => 2) }, grown(tokens), budget, 16);
+    roundsDue(
+      backend,
+      { ...item, prompt: Array.from({ length: prompt }, () => 2) },
+      grown(tokens),
+      budget,
+      16,
+    );
   for (const backend of [vllm, sglang]) {
     expect([81, 82].map((tokens) => due(backend, 0, tokens, 64))).toEqual([false, true]);
     expect(due(backend, 500, 500, 0)).toBe(false);

@@ -90,4 +90,4 @@ test("SGLang: what cannot be asked of it, what it did not do, and what it cut ar
     expect([ran.code, ran.stderr]).toEqual([code, expect.stringMatching(message)]);
     if (code === 2) expect(ran.stderr).not.toContain("starting the engine");
   }
-}, 60_000);
+}, 120_000);

@@ -31,7 +31,11 @@ export interface Ran {
 }
 
 /** Runs the evaluation on the engine without a model: vLLM, or SGLang where the flags name it. */
-export async function evaluate(directory: TemporaryDirectory, words: string, ...more: string[]): Promise<Ran> {
+export async function evaluate(
+  directory: TemporaryDirectory,
+  words: string,
+  ...more: string[]
+): Promise<Ran> {
   const { model, answers } = prepareFiles(directory);
   vi.stubEnv("PYTHONPATH", more.includes("sglang") ? fakeSglang : fakeEngine);
   vi.stubEnv("FAKE_ENGINE", words);
