@@ -29,6 +29,8 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(),
+    # What two CPU cores train in two hours.
+    "small": Shape(layers=4, hidden=192, heads=4, kv_heads=2, intermediate=512),
     # For tests of the whole path on a CPU.
     "micro": Shape(layers=2, hidden=64, heads=2, kv_heads=1, intermediate=128),
 }

@@ -21,10 +21,12 @@ import torch.nn.functional as F
 from data import Example, ahead, batches, generated, parse, read_ids, stored, to_batch, write_tokenizer
 from figure import draw
 from model import SHAPES, TinyReasoner, export
+from muon import Muon
 
-STAGES = [(0.0, 100, 300), (0.12, 100, 700), (0.30, 100, 1500), (0.60, 200, 2500), (0.80, 200, 4000)]
-"""Curriculum: (part of the training from which on, least and most tokens of a trace)."""
+STAGES = "0:100-300,0.12:100-700,0.30:100-1500,0.60:200-2500,0.80:200-4000"
+"""Curriculum: part of the training from which on, least and most tokens of a trace."""
 WIDTHS = [384, 1024, 2048, 3072, 4608]
+"""Of compiled batches, few since each is compiled; otherwise every multiple of 64."""
 CHECK_LENGTHS = [300, 1500, 4000]
 
 
@@ -41,6 +43,10 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--tokens", type=int, default=131072, help="tokens of a batch, padding included")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--stages", type=stages, default=STAGES, help="curriculum: PART:LEAST-MOST,…")
+    parser.add_argument(
+        "--muon", action="store_true", help="Muon for the layers' matrices, which needs fewer steps"
+    )
     parser.add_argument("--longest", type=int, default=4000, help="longest trace in tokens")
     parser.add_argument("--tasks", default="all", help="tasks of `triattn eval generate`, by commas")
     parser.add_argument("--seed", type=int, default=0)
@@ -66,10 +72,32 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, max(0.02, (steps - step) / (steps / 3)))
 
 
-def stage(part: float, longest: int) -> tuple[int, int]:
-    """Least and most tokens of a trace at this part of the training."""
-    _, least, most = max(entry for entry in STAGES if entry[0] <= part)
-    return min(least, longest), min(most, longest)
+def stages(text: str) -> list[tuple[float, int, int]]:
+    """PART:LEAST-MOST,… → (part, least, most)."""
+    entries = [entry.replace(":", "-").split("-") for entry in text.split(",")]
+    return [(float(part), int(least), int(most)) for part, least, most in entries]
+
+
+def stage(args: argparse.Namespace, step: int) -> tuple[int, int]:
+    """Least and most tokens of a trace at this step of the training."""
+    _, least, most = max(entry for entry in args.stages if entry[0] <= step / args.steps)
+    return min(least, args.longest), min(most, args.longest)
+
+
+def optimizers(model: TinyReasoner, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """AdamW for all; or Muon for the layers' matrices."""
+    matrices = [p for p in model.model.layers.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() != 2]
+    embedding = [model.model.embed_tokens.weight]
+    groups = [{"params": vectors, "weight_decay": 0.0}]
+    first: list[torch.optim.Optimizer] = []
+    if args.muon:
+        first = [Muon(matrices, lr=args.rate)]
+        groups.append({"params": embedding, "weight_decay": 0.0})
+    else:
+        groups.append({"params": matrices + embedding, "weight_decay": 0.1})
+    fused = args.device.startswith("cuda")
+    return [*first, torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.95), fused=fused)]
 
 
 def source(args: argparse.Namespace, ids: bytes, number: int, lengths: tuple[int, int]) -> Iterator[Example]:
@@ -130,21 +158,20 @@ def main() -> None:
         write_tokenizer(args.node, args.out)
     ids = read_ids(args.out / "tokenizer.json")
     model = TinyReasoner(SHAPES[args.shape]).to(device)
-    decayed = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.95), fused=device.startswith("cuda"))
+    steppers = optimizers(model, args)
     checkpoint, log_path = args.out / "checkpoint.pt", args.out / "log.jsonl"
     step = 0
     if args.resume:
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(steppers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         step = state["step"]
     elif log_path.exists():
         log_path.unlink()
     step_model = model if args.no_compile else torch.compile(model, dynamic=False)
-    widths = [w for w in WIDTHS if w <= args.longest + 640] or WIDTHS[:1]
+    wide = args.longest + 640
+    widths = list(range(128, wide, 64)) if args.no_compile else [w for w in WIDTHS if w <= wide] or WIDTHS[:1]
     held_out = held_out_items(args, ids)
     generator = torch.Generator().manual_seed(args.seed + step)
 
@@ -155,31 +182,33 @@ def main() -> None:
             file.write(line + "\n")
 
     def save() -> None:
-        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        kept = [optimizer.state_dict() for optimizer in steppers]
+        state = {"model": model.state_dict(), "optimizers": kept, "step": step}
         torch.save(state, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").rename(checkpoint)
 
     seen, losses = 0, []
     out_of_time = False
     while step < args.steps and not out_of_time:
-        lengths = stage(step / args.steps, args.longest)
+        lengths = stage(args, step)
         examples = source(args, ids, step, lengths)
         for inputs, targets in batches(examples, args.tokens, widths, generator):
-            if step >= args.steps or stage(step / args.steps, args.longest) != lengths:
+            if step >= args.steps or stage(args, step) != lengths:
                 break
             if time.monotonic() - began > args.minutes * 60:
                 out_of_time = True
                 break
             rate = learning_rate(step, args.steps, args.rate)
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in steppers for group in optimizer.param_groups):
                 group["lr"] = rate
             with autocast(device):
                 logits = step_model(inputs.to(device, non_blocking=True))
             loss = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=-100)
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            for optimizer in steppers:
+                optimizer.step()
             step += 1
             seen += inputs.numel()
             losses.append(loss.detach())
