@@ -247,6 +247,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
           {
             ...{ model, profile, longest, interval, backend: flags.backend },
             python: flags.python,
+            budget: Math.max(...arms.map(({ document }) => document.budget)),
             concurrency: alone ? 1 : flags.concurrency,
             flags: engineFlags,
             onLine: (line) => flags.verbose && say(line),

@@ -1,18 +1,23 @@
 import { engineFlagValues } from "../serve/flags.ts";
-import { cpuThreads, type EngineNeeds, type EvalBackend } from "./backend.ts";
+import { beforeLastStep, cpuThreads, type EngineNeeds, type EvalBackend, type Grown } from "./backend.ts";
 import { sglangClient } from "./client-sglang.ts";
 
 /** Of its context and of its pool SGLang keeps a few tokens back, and cuts answers that would need them. */
 const SPARE = 8;
 
 /** Flags for a CPU: a pool in which every request of the full arm fits whole. */
-function cpuFlags({ concurrency, longest }: EngineNeeds): string[] {
+function cpuFlags({ concurrency, longest, budget, interval }: EngineNeeds): string[] {
+  const pool = Math.max((concurrency + 1) * ((longest ?? 4096) + SPARE), budget + 2 * interval);
   return [
     ...["--device", "cpu", "--dtype", "float32", "--attention-backend", "torch_native"],
     ...["--sampling-backend", "pytorch", "--skip-server-warmup"],
-    ...["--max-total-tokens", String((concurrency + 1) * ((longest ?? 4096) + SPARE))],
+    ...["--max-total-tokens", String(pool)],
   ];
 }
+
+/** Tokens before the last chunk of a prefill; none where chunks are as large as SGLang likes. */
+const beforeLastChunk = ({ prompt, chunk }: Grown): number =>
+  chunk === null ? 0 : Math.floor((prompt - 1) / chunk) * chunk;
 
 export const sglang: EvalBackend = {
   onCpu: (_, flags, { SGLANG_USE_CPU_ENGINE: asked }) =>
@@ -35,8 +40,9 @@ export const sglang: EvalBackend = {
     SGLANG_USE_CPU_ENGINE: "1",
   }),
   client: sglangClient,
-  // Before decode steps only, from the second one on, and not before the last one.
-  roundsFrom: 3,
+  // Between chunks, and before decode steps from the second one on.
+  firesAt: (trigger, request) =>
+    (request.generated >= 3 && beforeLastStep(request) >= trigger) || beforeLastChunk(request) >= trigger,
   noScores: "SGLang's rounds fire before decode steps only, not while a prompt is prefilled",
   samplingNote: (flags) =>
     engineFlagValues(flags).has("enable-deterministic-inference")

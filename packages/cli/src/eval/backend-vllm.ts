@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { cpuThreads, type EngineNeeds, type EvalBackend } from "./backend.ts";
+import { beforeLastStep, cpuThreads, type EngineNeeds, type EvalBackend } from "./backend.ts";
 import { vllmClient } from "./client-vllm.ts";
 
 const CPU_BLOCK = 32;
@@ -51,7 +51,7 @@ export const vllm: EvalBackend = {
     VLLM_CPU_OMP_THREADS_BIND: "nobind",
   }),
   client: vllmClient,
-  roundsFrom: 0,
+  firesAt: (trigger, request) => beforeLastStep(request) >= trigger,
   noScores: null,
   samplingNote: () => null,
 };

@@ -10,6 +10,8 @@ export interface EngineNeeds {
   /** Requests at once. */
   readonly concurrency: number;
   readonly interval: number;
+  /** Largest budget of the arms' policies: an engine refuses one that its cache cannot hold. */
+  readonly budget: number;
   /** Longest request in tokens; null: the model's own limit. */
   readonly longest: number | null;
   /** The user's own flags of the engine; they come last, so that they win. */
@@ -29,8 +31,8 @@ export interface EvalBackend {
   /** What its environment needs on a CPU, where the user's has not said otherwise. */
   cpuEnvironment(environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv;
   client(url: string, served: string): EngineClient;
-  /** Least tokens of an answer before which a round may fire: rounds of a scored prompt need none. */
-  readonly roundsFrom: number;
+  /** Whether a round fires before the last token of such a request is computed, once `trigger` tokens are resident. */
+  firesAt(trigger: number, request: Grown): boolean;
   /** Why nothing is compressed while a prompt is scored; null: it is. */
   readonly noScores: string | null;
   /** What is to be known of sampled answers, where the flags do not settle it. */
@@ -41,16 +43,26 @@ export interface EvalBackend {
 export const cpuThreads = ({ OMP_NUM_THREADS }: NodeJS.ProcessEnv): string =>
   OMP_NUM_THREADS ?? String(Math.max(1, Math.floor(availableParallelism() / 2)));
 
+/** A request that ended. */
+export interface Grown {
+  readonly prompt: number;
+  readonly generated: number;
+  /** Tokens of a chunk of its prefill; null: the engine's own choice. */
+  readonly chunk: number | null;
+}
+
+/** Of a request: the last token generated is never computed; rounds fire before a step, on what is computed by then. */
+export const beforeLastStep = ({ prompt, generated }: Grown): number => prompt + generated - 2;
+
 /** Whether a request grew so long that a round had to fire. */
 export function roundsDue(
-  { roundsFrom }: EvalBackend,
+  { firesAt }: EvalBackend,
+  { profile, interval }: Pick<EngineNeeds, "profile" | "interval">,
   item: Item,
   reply: Reply,
   budget: number,
-  interval: number,
 ): boolean {
-  if (budget === 0 || reply.tokens.length < roundsFrom) return false;
-  // The last token generated is never computed; rounds fire before a step, on what is computed by then.
-  const computed = item.prompt.length + reply.tokens.length - 1;
-  return computed - 1 >= budget + interval;
+  if (budget === 0) return false;
+  const chunk = profile === "score" ? interval : null;
+  return firesAt(budget + interval, { prompt: item.prompt.length, generated: reply.tokens.length, chunk });
 }

@@ -1,3 +1,4 @@
+import { ConfigError } from "@triattn/control";
 import { EngineAnswer, type EngineClient, post, tokenizerOf } from "./client.ts";
 import type { Item, PositionLogprobs, Reply } from "./task.ts";
 
@@ -37,6 +38,17 @@ function positions({ input_token_logprobs: own, input_top_logprobs: top }: Gener
     if (listed.length === 0) return null;
     return Object.fromEntries(listed.map(([logprob, id]) => [String(id), { logprob: logprob as number }]));
   });
+}
+
+/** SGLang cannot write its answer where the tokenizer's limit, of which nobody asked, is beyond 64 bits. */
+function withoutLimit(error: unknown): never {
+  if (!(error instanceof EngineAnswer && error.status === 500)) throw error;
+  throw new ConfigError(
+    "model",
+    "/tokenize answered 500",
+    "SGLang does so where tokenizer_config.json has no model_max_length, or one beyond 64 bits: write one into it",
+    { cause: error },
+  );
 }
 
 /**
@@ -79,5 +91,12 @@ export function sglangClient(url: string, model: string): EngineClient {
       promptLogprobs: item.promptLogprobs === undefined ? null : positions(about),
     };
   };
-  return { complete, tokenizer: tokenizerOf(url, model) };
+  const { encode, chat } = tokenizerOf(url, model);
+  return {
+    complete,
+    tokenizer: {
+      encode: (text) => encode(text).catch(withoutLimit),
+      chat: (question) => chat(question).catch(withoutLimit),
+    },
+  };
 }

@@ -4,6 +4,13 @@ import type { Item, Reply, Tokenizer } from "./task.ts";
 /** The engine answered, and not with what was asked for. */
 export class EngineAnswer extends Error {
   override name = "EngineAnswer";
+  /** HTTP status; null where it answered with 200. */
+  readonly status: number | null;
+
+  constructor(message: string, status: number | null = null) {
+    super(message);
+    this.status = status;
+  }
 }
 
 /** What an evaluation asks of an engine's server, whichever engine it is. */
@@ -34,7 +41,8 @@ export function post(url: string, path: string, body: unknown, id?: string): Pro
       response.once("end", () => {
         const text = Buffer.concat(chunks).toString();
         if (response.statusCode !== 200) {
-          reject(new EngineAnswer(`the engine answered ${response.statusCode}: ${text.slice(0, 500)}`));
+          const { statusCode = null } = response;
+          reject(new EngineAnswer(`the engine answered ${statusCode}: ${text.slice(0, 500)}`, statusCode));
           return;
         }
         try {

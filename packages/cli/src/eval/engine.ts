@@ -37,6 +37,7 @@ const EVENT_MS = 10_000;
 export class EvalEngine {
   readonly served: Served;
   readonly #backend: EvalBackend;
+  readonly #needs: EngineNeeds;
   readonly #client: EngineClient;
   readonly #finished = new Map<string, Finish>();
   readonly #waiting = new Map<string, (event: Finish) => void>();
@@ -46,9 +47,10 @@ export class EvalEngine {
   #requests = 0;
   #asked = "";
 
-  private constructor(served: Served, backend: EvalBackend, url: string) {
+  private constructor(served: Served, backend: EvalBackend, needs: EngineNeeds, url: string) {
     this.served = served;
     this.#backend = backend;
+    this.#needs = needs;
     this.#client = backend.client(url, SERVED);
     this.#died = served.exited.then((exit) => Promise.reject(served.died(exit)));
     this.#died.catch(() => {});
@@ -73,7 +75,7 @@ export class EvalEngine {
     options.onStart(served);
     await served.ready;
     if (plan.url === undefined) throw new Error("the engine has no address to send to");
-    const engine = new EvalEngine(served, backend, plan.url);
+    const engine = new EvalEngine(served, backend, options, plan.url);
     // A policy takes effect at a step, and without a request there has been none.
     await engine.#warmUp();
     return engine;
@@ -126,7 +128,7 @@ export class EvalEngine {
       },
     );
     const answered = performance.now();
-    const grown = roundsDue(this.#backend, item, reply, budget, this.#interval);
+    const grown = roundsDue(this.#backend, this.#needs, item, reply, budget);
     const finish = await this.#finishOf(id, event, grown);
     const due = !this.#preempted.delete(id) && grown;
     return {
@@ -137,10 +139,6 @@ export class EvalEngine {
       rounds: finish?.rounds ?? 0,
       tokensEvicted: finish?.evictedTotal ?? 0,
     };
-  }
-
-  get #interval(): number {
-    return this.served.controlPlane.policy?.policy.interval ?? 1;
   }
 
   /** What the engine says of a request that it compressed; undefined where nothing was due, or nothing came. */

@@ -4,7 +4,7 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { type EvalBackend, roundsDue } from "../../src/eval/backend.ts";
 import { sglang } from "../../src/eval/backend-sglang.ts";
 import { vllm } from "../../src/eval/backend-vllm.ts";
-import type { Item, Reply } from "../../src/eval/task.ts";
+import type { Item, Profile, Reply } from "../../src/eval/task.ts";
 
 interface Asked {
   readonly path: string | undefined;
@@ -140,6 +140,7 @@ test("SGLang's flags: a pool for whole requests on a CPU, chunks of one interval
     profile: "generate",
     concurrency: 4,
     interval: 64,
+    budget: 2048,
     longest: 992,
     flags: [],
   } as const;
@@ -151,6 +152,8 @@ test("SGLang's flags: a pool for whole requests on a CPU, chunks of one interval
   const cpu = sglang.flags(needs, "s", true);
   expect(cpu.slice(0, plain.length)).toEqual(plain);
   expect(cpu.slice(-2)).toEqual(["--max-total-tokens", "5000"]);
+  // What the policies in force ask for has to fit as well.
+  expect(sglang.flags({ ...needs, concurrency: 1 }, "s", true).slice(-1)).toEqual(["2176"]);
   const scored = sglang.flags({ ...needs, profile: "score", longest: null }, "s", false);
   expect(scored.slice(-2)).toEqual(["--chunked-prefill-size", "64"]);
   expect(scored).not.toContain("--context-length");
@@ -166,23 +169,24 @@ test("SGLang's flags: a pool for whole requests on a CPU, chunks of one interval
 });
 
 test("a round is due once budget and interval are resident before a step that the engine compresses before", () => {
-  const grown = (tokens: number): Reply => ({
-    ...{ text: "", finish: "length", promptLogprobs: null },
-    tokens: Array.from({ length: tokens }, () => 2),
-  });
-  const due = (backend: EvalBackend, prompt: number, tokens: number, budget: number) =>
-    roundsDue(
-      backend,
-      { ...item, prompt: Array.from({ length: prompt }, () => 2) },
-      grown(tokens),
-      budget,
-      16,
-    );
+  const tokens = (count: number) => Array.from({ length: count }, () => 2);
+  const due = (
+    backend: EvalBackend,
+    prompt: number,
+    generated: number,
+    budget = 64,
+    profile: Profile = "generate",
+  ) => {
+    const reply = { text: "", finish: "length", promptLogprobs: null, tokens: tokens(generated) };
+    return roundsDue(backend, { profile, interval: 16 }, { ...item, prompt: tokens(prompt) }, reply, budget);
+  };
   for (const backend of [vllm, sglang]) {
-    expect([81, 82].map((tokens) => due(backend, 0, tokens, 64))).toEqual([false, true]);
+    expect([81, 82].map((generated) => due(backend, 0, generated))).toEqual([false, true]);
     expect(due(backend, 500, 500, 0)).toBe(false);
   }
-  // A prompt beyond its budget: between chunks, or before the second step.
-  expect([1, 2, 3].map((tokens) => due(vllm, 500, tokens, 64))).toEqual([true, true, true]);
-  expect([1, 2, 3].map((tokens) => due(sglang, 500, tokens, 64))).toEqual([false, false, true]);
+  // A prompt beyond its budget: before the second step, or between chunks.
+  expect([1, 2, 3].map((generated) => due(vllm, 500, generated))).toEqual([true, true, true]);
+  expect([1, 2, 3].map((generated) => due(sglang, 500, generated))).toEqual([false, false, true]);
+  // Scored in chunks of 16: the last chunk begins at 80.
+  expect([80, 81].map((prompt) => due(sglang, prompt, 1, 64, "score"))).toEqual([false, true]);
 });
