@@ -93,9 +93,8 @@ def test_what_is_no_file_is_refused(path: str) -> None:
         load_statistics(path, Statistics.load(STATS).model)
 
 
-def checked(terms: list[Any], **options: Any) -> None:
-    model = Statistics.load(STATS).model
-    shape = ModelShape(
+def shape_of(model: wire.ModelGeometry) -> ModelShape:
+    return ModelShape(
         layer_ids=tuple(range(model.layers)),
         kv_head_ids=tuple(range(model.kv_heads)),
         query_head_ids=tuple(range(model.query_heads)),
@@ -104,8 +103,12 @@ def checked(terms: list[Any], **options: Any) -> None:
         inv_freq=torch.ones(model.rotary.dim // 2),
         attention_scaling=1.0,
     )
+
+
+def checked(terms: list[Any], **options: Any) -> None:
+    model = Statistics.load(STATS).model
     policy = in_force(terms=terms, normalize="each")
-    check_policy(policy, Rules.of(policy, 16), model, shape, **options)
+    check_policy(policy, Rules.of(policy, 16), model, shape_of(model), **options)
 
 
 TWICE = [wire.TrigTerm(max_offset=4), wire.TrigTerm(max_offset=8)]
@@ -124,3 +127,9 @@ def test_what_is_known_to_work_is_not_looked_at_again(monkeypatch: pytest.Monkey
     assert len(known) == 2
     monkeypatch.setattr(Policy, "validate", lambda *_, **__: pytest.fail("looked at again"))
     checked(TWICE[:1], kernels=True, known=known)
+
+
+def test_a_policy_that_can_do_without_statistics_is_checked_without_those_terms() -> None:
+    model = Statistics.load(STATS).model
+    policy = in_force("auto", statistics=None)
+    check_policy(policy, Rules.of(policy, 16), model, shape_of(model), kernels=True)

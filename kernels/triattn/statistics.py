@@ -1,11 +1,12 @@
-"""Statistics of a model's queries: the file that calibration writes and the trig and norm terms read.
+"""Statistics of a model's queries: the file that calibration writes and the trig, norm and expected terms read.
 
 One safetensors file a model. Tensors, all float32: `q_mean_real`, `q_mean_imag` (E of the pre-rotary query as
 a complex number) and `q_abs_mean` (E of its magnitude), each [layers, query heads, F], and `inv_freq` [F] in
 radians a token after scaling, with F = rotary dim / 2 (TriAttention, arXiv 2604.04921, eq. 5-8). A file of format 2
 has what calibration learned of selection, too: `learned_weights` [terms, layers, KV heads] and `learned_share`
-[layers, KV heads], the part of the free places that is reserved for distinct tokens. Its `__metadata__` has one key,
-`triattn`: a JSON object with the fields of `Metadata`.
+[layers, KV heads], the part of the free places that is reserved for distinct tokens. A file of format 3 has those or
+not, and `q_covariance` [3, layers, query heads, F]: the variances of the pre-rotary query's real and of its imaginary
+part, and their covariance. Its `__metadata__` has one key, `triattn`: a JSON object with the fields of `Metadata`.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ from triattn.rotary import frequencies
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 2
+FORMAT = 3
 TENSORS = ("q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq")
 LEARNED = ("learned_weights", "learned_share")
+COVARIANCE = "q_covariance"
+OPTIONAL = (*LEARNED, COVARIANCE)
 LEARNABLE = ("trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm")
-"""Terms that weights can be learned for, each with its defaults."""
+"""Terms that weights are learned for, each with its defaults."""
+LEARNABLE_TOO = ("expected", "leverage")
+"""Further terms that weights can be learned for, where asked."""
 _REMEDY = "get the file again, or make it with `triattn calibrate`"
 
 
@@ -45,7 +50,9 @@ class Learned(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """How weights were learned: for which terms, and what they keep of the attention of later queries on text that
     they were not fitted on, beside what other scores keep; `kept` has a number in [0, 1] for each."""
 
-    terms: list[Literal["trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm"]]
+    terms: list[
+        Literal["trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm", "expected", "leverage"]
+    ]
     tokens: int
     seed: int
     kept: dict[str, float]
@@ -67,9 +74,9 @@ class Metadata(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def digest(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 over the bytes of the tensors (float32, little endian, row-major), in the order of TENSORS, LEARNED."""
+    """SHA-256 over the bytes of the tensors (float32, little endian, row-major), in the order of TENSORS, OPTIONAL."""
     total = hashlib.sha256()
-    for name in (*TENSORS, *(n for n in LEARNED if n in tensors)):
+    for name in (*TENSORS, *(n for n in OPTIONAL if n in tensors)):
         total.update(tensors[name].contiguous().numpy().tobytes())
     return total.hexdigest()
 
@@ -85,6 +92,7 @@ class Statistics:
     inv_freq: torch.Tensor
     learned_weights: torch.Tensor | None = None
     learned_share: torch.Tensor | None = None
+    q_covariance: torch.Tensor | None = None
     path: str = ""
 
     @property
@@ -107,6 +115,8 @@ class Statistics:
             heads = slice(query_heads.start // group, -(-query_heads.stop // group))
             parts["learned_weights"] = self.learned_weights[:, index][:, :, heads].contiguous()
             parts["learned_share"] = self.learned_share[index][:, heads].contiguous()
+        if self.q_covariance is not None:
+            parts[COVARIANCE] = self.q_covariance[:, index][:, :, query_heads].contiguous()
         return replace(self, **parts)
 
     @property
@@ -159,7 +169,7 @@ class Statistics:
             with safe_open(path, framework="pt", device="cpu") as file:
                 text = (file.metadata() or {}).get("triattn")
                 names = sorted(file.keys())
-                known = set(TENSORS) <= set(names) <= {*TENSORS, *LEARNED}
+                known = set(TENSORS) <= set(names) <= {*TENSORS, *OPTIONAL}
                 tensors = {n: file.get_tensor(n).clone() for n in names} if known else {}
         except OSError as error:
             raise StatisticsError(
@@ -174,13 +184,13 @@ class Statistics:
                 "statistics", path, f"a safetensors file, but not of triattn statistics; {_REMEDY}"
             )
         if not tensors:
-            expected = f"must be {sorted(TENSORS)}, and may be {sorted(LEARNED)}; {_REMEDY}"
+            expected = f"must be {sorted(TENSORS)}, and may be {sorted(OPTIONAL)}; {_REMEDY}"
             raise StatisticsError(f"tensors of {path}", names, expected)
         try:
             form = msgspec.json.decode(text, type=dict[str, Any]).get("format")
-            if form not in (1, FORMAT) or isinstance(form, bool):
+            if form not in range(1, FORMAT + 1) or isinstance(form, bool):
                 raise StatisticsError(
-                    f"format of {path}", form, f"this triattn reads formats 1 and {FORMAT}; {_REMEDY}"
+                    f"format of {path}", form, f"this triattn reads formats 1 to {FORMAT}; {_REMEDY}"
                 )
             metadata = msgspec.json.decode(text, type=Metadata)
         except msgspec.DecodeError as error:
@@ -227,16 +237,23 @@ def _verify(stats: Statistics, torch: Any) -> None:
         raise StatisticsError(f"model{where}", own, f"differs from its own parameters {said}; {_REMEDY}")
     bands = model.rotary.dim // 2
     whole = [model.layers, model.query_heads, bands]
-    tensors = {n: getattr(stats, n) for n in (*TENSORS, *LEARNED) if getattr(stats, n) is not None}
+    tensors = {n: getattr(stats, n) for n in (*TENSORS, *OPTIONAL) if getattr(stats, n) is not None}
     terms = stats.learned_terms
     if stats.metadata.format == 1 and len(tensors) > len(TENSORS):
         raise StatisticsError(f"format{where}", 1, f"has no tensors beside {sorted(TENSORS)}; {_REMEDY}")
+    if (stats.metadata.format == 3) != (COVARIANCE in tensors):
+        raise StatisticsError(
+            f"format{where}", stats.metadata.format, f"{COVARIANCE} makes a file one of format 3; {_REMEDY}"
+        )
+    if "expected" in terms and COVARIANCE not in tensors:
+        raise StatisticsError(f"learned.terms{where}", list(terms), f"expected needs {COVARIANCE}; {_REMEDY}")
     if bool(terms) != all(n in tensors for n in LEARNED) or bool(terms) != any(n in tensors for n in LEARNED):
         raise StatisticsError(f"learned{where}", terms, f"goes with {list(LEARNED)}, all or none; {_REMEDY}")
     shapes = {
         "inv_freq": [bands],
         "learned_weights": [len(terms), model.layers, model.kv_heads],
         "learned_share": [model.layers, model.kv_heads],
+        COVARIANCE: [3, *whole],
     }
     for name, tensor in tensors.items():
         shape = shapes.get(name, whole)
@@ -255,6 +272,8 @@ def _verify(stats: Statistics, torch: Any) -> None:
         raise StatisticsError(
             f"q_abs_mean{where}", "smaller than |q_mean|", f"impossible for means; {_REMEDY}"
         )
+    if stats.q_covariance is not None:
+        _verify_covariance(stats.q_covariance, length, stats.q_abs_mean, where)
     share = stats.learned_share
     if share is not None and bool(((share < 0) | (share > 1)).any()):
         raise StatisticsError(f"learned_share{where}", "outside [0, 1]", _REMEDY)
@@ -266,6 +285,23 @@ def _verify(stats: Statistics, torch: Any) -> None:
         raise StatisticsError(
             f"inv_freq{where}", "other frequencies", f"not of its own parameters; {_REMEDY}"
         )
+
+
+def _verify_covariance(
+    covariance: torch.Tensor, length: torch.Tensor, size: torch.Tensor, where: str
+) -> None:
+    """Raise StatisticsError unless these can be covariances of queries whose mean has `length` and whose mean length
+    is `size`: each up to rounding."""
+    real, imag, both = covariance
+    if bool((covariance[:2] < 0).any()):
+        raise StatisticsError(f"{COVARIANCE}{where}", "a negative variance", f"impossible; {_REMEDY}")
+    if bool((both.abs() > (real * imag).sqrt() * 1.001 + 1e-6).any()):
+        found = "a covariance larger than its variances allow"
+        raise StatisticsError(f"{COVARIANCE}{where}", found, f"impossible; {_REMEDY}")
+    # E|q|² is at least (E|q|)².
+    if bool((size > (length.square() + real + imag).sqrt() * 1.001 + 1e-6).any()):
+        found = "variances smaller than q_abs_mean allows"
+        raise StatisticsError(f"{COVARIANCE}{where}", found, f"impossible for one set of queries; {_REMEDY}")
 
 
 def save(
@@ -288,9 +324,9 @@ def save(
     """
     from safetensors.torch import save as encode
 
-    more = [n for n in LEARNED if n in tensors]
+    more = [n for n in OPTIONAL if n in tensors]
     metadata = Metadata(
-        format=FORMAT if more else 1,
+        format=3 if COVARIANCE in more else 2 if more else 1,
         model=model,
         identity=identity,
         sha256=digest(tensors),

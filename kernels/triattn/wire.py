@@ -325,6 +325,34 @@ class SupersededTerm(Strict, kw_only=True, tag_field="kind", tag="superseded"):
     ] = "key"
 
 
+class ExpectedTerm(Strict, kw_only=True, tag_field="kind", tag="expected"):
+    """
+    Logarithm of the attention that normally distributed queries are expected to pay, averaged over the GQA group (arXiv 2510.00636); covariances within a frequency band count, those between bands do not. Needs statistics with covariances. The paper's factor |v| is the term vnorm with log, of the same weight.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+    horizon: Annotated[
+        int,
+        Meta(
+            description="Next positions over which the rotation of the queries is averaged, in tokens.",
+            ge=1,
+            le=65536,
+        ),
+    ] = 512
+
+
+class LeverageTerm(Strict, kw_only=True, tag_field="kind", tag="leverage"):
+    """
+    Statistical leverage of the key, its rotation undone and the mean taken off, among all resident keys, after a Gaussian sketch of 48 dimensions from the policy's seed (arXiv 2507.08143): what no others stand in for is kept.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
 class GumbelTerm(Strict, kw_only=True, tag_field="kind", tag="gumbel"):
     """
     Gumbel noise from the policy's seed: added to other terms, tokens are drawn without replacement with probabilities softmax(the other terms / weight).
@@ -512,6 +540,8 @@ ScoreTerm: TypeAlias = (
     | ValueNormTerm
     | ValueRangeTerm
     | SupersededTerm
+    | ExpectedTerm
+    | LeverageTerm
     | GumbelTerm
 )
 
@@ -623,7 +653,12 @@ class PolicyDocument(Strict, kw_only=True):
             description="True: the budget covers the prompt. False: the budget covers generated tokens only."
         ),
     ] = field(name="countPrompt", default=True)
-    seed: Annotated[int, Meta(description="Seed of the random and gumbel terms.", ge=0, le=4294967295)] = 0
+    seed: Annotated[
+        int,
+        Meta(
+            description="Seed of the random and gumbel terms, and of leverage's sketch.", ge=0, le=4294967295
+        ),
+    ] = 0
 
 
 EngineMessage: TypeAlias = (

@@ -89,8 +89,8 @@ def pieces(lengths: tuple[int, ...] = (100, 37, 2)) -> list[list[int]]:
 
 
 def expected(model: Any, config: Any, texts: list[list[int]]) -> list[torch.Tensor]:
-    """Mean real, imaginary and absolute query [layers, heads, F] in float64, from hooks on q_proj and q_norm
-    only."""
+    """Mean real, imaginary and absolute query [layers, heads, F] in float64, and covariances [3, …], from hooks on
+    q_proj and q_norm only."""
     rope = geometry(config).rotary
     outputs: dict[int, list[torch.Tensor]] = {}
 
@@ -108,7 +108,7 @@ def expected(model: Any, config: Any, texts: list[list[int]]) -> list[torch.Tens
             model(torch.tensor([text]))
     for handle in handles:
         handle.remove()
-    results: list[list[torch.Tensor]] = [[], [], []]
+    results: list[list[torch.Tensor]] = [[], [], [], []]
     heads = config.num_attention_heads
     for layer in range(config.num_hidden_layers):
         queries = torch.cat(
@@ -123,9 +123,12 @@ def expected(model: Any, config: Any, texts: list[list[int]]) -> list[torch.Tens
         else:
             parts = rotated.unflatten(-1, (-1, 2)).movedim(-1, 0)
         z = torch.complex(parts[0], parts[1])
-        for kind, value in zip(results, (z.mean(0).real, z.mean(0).imag, z.abs().mean(0)), strict=True):
+        off = parts - parts.mean(1, keepdim=True)
+        covariance = torch.stack([(off[i] * off[j]).mean(0) for i, j in ((0, 0), (1, 1), (0, 1))])
+        found = (z.mean(0).real, z.mean(0).imag, z.abs().mean(0), covariance)
+        for kind, value in zip(results, found, strict=True):
             kind.append(value)
-    return [torch.stack(kind) for kind in results]
+    return [*map(torch.stack, results[:3]), torch.stack(results[3], dim=1)]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -243,7 +246,8 @@ def test_the_command(checkpoint: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     ids = PreTrainedTokenizerFast.from_pretrained(checkpoint)(text.read_text(encoding="utf-8"))["input_ids"]
     texts = [ids[start : min(start + 128, 500)] for start in range(0, 500, 128)]
-    names = ("q_mean_real", "q_mean_imag", "q_abs_mean")
+    assert stats.metadata.format == 3
+    names = ("q_mean_real", "q_mean_imag", "q_abs_mean", "q_covariance")
     for name, wanted in zip(names, expected(model, model.config, texts), strict=True):
         torch.testing.assert_close(getattr(stats, name).double(), wanted, rtol=1e-5, atol=1e-6)
 

@@ -153,6 +153,9 @@ def test_learning_is_repeatable_and_says_what_it_cannot(model) -> None:
     assert torch.equal(first.weights, second.weights) and first.note == second.note
     assert first.weights.shape == (len(LEARNABLE), 2, 2) and first.share.shape == (2, 2)
     assert first.note.kept["possible"] >= max(v for k, v in first.note.kept.items() if k != "possible")
+    more = learn(model, pieces, SHAPE, stats, more=("expected",))
+    assert more.note.terms == [*LEARNABLE, "expected"] and "expected" in more.note.kept
+    assert more.weights.shape == (len(LEARNABLE) + 1, 2, 2)
     with pytest.raises(CalibrationError, match="two pieces"):
         learn(model, pieces[:1], SHAPE, stats)
 

@@ -60,6 +60,15 @@ POLICIES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         {**EACH, "normalize": "sum"},
     ),
     "superseded": ([{"kind": "superseded"}], {**EACH, "normalize": "none"}),
+    "expected": (
+        [{"kind": "expected"}, {"kind": "vnorm", "log": True}, {"kind": "recency", "weight": 0.01}],
+        {**EACH, "normalize": "none"},
+    ),
+    "expectations": (
+        [{"kind": "expected", "horizon": 7}, {"kind": "norm"}, {"kind": "keydiff"}],
+        {"selection": "per_head", "normalize": "each", "groupAggregation": "mean"},
+    ),
+    "leverage": ([{"kind": "leverage"}, {"kind": "gumbel", "weight": 0.01}], {**EACH, "normalize": "none"}),
     "mixed": (
         [{"kind": "trig"}, SUPERSEDED_VALUE, {"kind": "gumbel", "weight": 0.1}, {"kind": "recency"}],
         {"selection": "per_head", "normalize": "each"},
@@ -93,7 +102,7 @@ POLICIES["learned"] = (
         "reserve": {"share": 0.5, "terms": DISTINCT},
     },
 )
-SEPARATE_KERNELS = ["random", "triattention", "blend", "mixed", "reserve", "both"]
+SEPARATE_KERNELS = ["random", "triattention", "blend", "mixed", "expected", "reserve", "both"]
 """Policies that between them use every kernel for rows longer than a program."""
 
 

@@ -45,11 +45,17 @@ def shape(
 
 
 def statistics(model: ModelShape, generator: torch.Generator) -> SimpleNamespace:
-    """Random query statistics with |E q| ≤ E|q|."""
+    """Random query statistics with |E q| ≤ E|q|, and covariances of bands."""
     size = (model.layers, model.query_heads, model.rotary_dim // 2)
     real, imag, more = (torch.randn(size, generator=generator) for _ in range(3))
+    # From a generator of its own, so that what tests draw next does not depend on it.
+    own = torch.Generator().manual_seed(generator.initial_seed() + 1)
+    a, b, c = (torch.randn(size, generator=own) for _ in range(3))
     return SimpleNamespace(
-        q_mean_real=real, q_mean_imag=imag, q_abs_mean=torch.hypot(real, imag) + more.abs()
+        q_mean_real=real,
+        q_mean_imag=imag,
+        q_abs_mean=torch.hypot(real, imag) + more.abs(),
+        q_covariance=torch.stack([a * a + 0.1, b * b + c * c + 0.1, a * b]),
     )
 
 

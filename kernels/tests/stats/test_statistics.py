@@ -120,6 +120,59 @@ def test_format_1_has_nothing_more(tmp_path: Path) -> None:
         Statistics.load(path)
 
 
+def covariance_tensors(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    tensors = random_tensors()
+    real, imag = torch.rand(2, 3, 4, 8, generator=torch.Generator().manual_seed(2)) * 4 + 4
+    return {**tensors, "q_covariance": torch.stack([real, imag, (real * imag).sqrt() / 2]), **changes}
+
+
+def test_covariances_come_along(tmp_path: Path) -> None:
+    stats = write(tmp_path / "more.safetensors", tensors=covariance_tensors())
+    assert stats.metadata.format == 3
+    assert torch.equal(stats.q_covariance, covariance_tensors()["q_covariance"])
+    part = stats.part([2, 0], slice(2, 4))
+    assert torch.equal(part.q_covariance, stats.q_covariance[:, [2, 0]][:, :, 2:4])
+    whole = write(
+        tmp_path / "all.safetensors", tensors={**learned_tensors(), **covariance_tensors()}, learned=LEARNED
+    )
+    assert whole.metadata.format == 3 and whole.learned_terms == ("trig", "keydiff")
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda c: c.clone().index_fill_(0, torch.tensor([1]), -1.0), "a negative variance"),
+        (lambda c: c * torch.tensor([1.0, 1.0, 3.0])[:, None, None, None], "larger than its variances"),
+        (lambda c: c * 1e-4, "smaller than q_abs_mean"),
+        (lambda c: c * torch.nan, "not finite"),
+        (lambda c: c[:2].contiguous(), "must be float32"),
+    ],
+)
+def test_covariances_that_cannot_be(tmp_path: Path, change, what) -> None:
+    tensors = covariance_tensors()
+    tensors["q_covariance"] = change(tensors["q_covariance"])
+    with pytest.raises(StatisticsError, match=what) as caught:
+        write(tmp_path / "bad.safetensors", tensors=tensors)
+    assert "q_covariance" in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_covariances_and_format_go_together(tmp_path: Path) -> None:
+    path = tmp_path / "more.safetensors"
+    for form in (1, 2):
+        write(path, tensors=covariance_tensors())
+        rewrite(path, format=form)
+        with pytest.raises(StatisticsError, match="format"):
+            Statistics.load(path)
+    write(path)
+    rewrite(path, format=3)
+    with pytest.raises(StatisticsError, match="q_covariance makes a file one of format 3"):
+        Statistics.load(path)
+    learned = msgspec.structs.replace(LEARNED, terms=["trig", "expected"])
+    with pytest.raises(StatisticsError, match="expected needs q_covariance"):
+        write(path, tensors=learned_tensors(), learned=learned)
+
+
 def test_every_truncation_is_refused(path: Path) -> None:
     data = path.read_bytes()
     for length in {0, 1, 7, 8, 9, 100, *range(200, len(data), 97), len(data) - 1}:
@@ -166,8 +219,8 @@ def test_foreign_files(tmp_path: Path, path: Path) -> None:
     for missing in (tmp_path / "missing.safetensors", tmp_path):
         with pytest.raises(StatisticsError):
             Statistics.load(missing)
-    rewrite(path, format=3)
-    with pytest.raises(StatisticsError, match="reads formats 1 and 2"):
+    rewrite(path, format=4)
+    with pytest.raises(StatisticsError, match="reads formats 1 to 3"):
         Statistics.load(path)
 
 

@@ -72,7 +72,13 @@ def random_statistics(model: str) -> str:
     shape = (config["num_hidden_layers"], config["num_attention_heads"], len(frequencies))
     real, imag = torch.randn(shape), torch.randn(shape)
     spread = torch.hypot(real, imag) * 1.5
-    tensors = {"q_mean_real": real, "q_mean_imag": imag, "q_abs_mean": spread, "inv_freq": frequencies}
+    tensors = {
+        "q_mean_real": real,
+        "q_mean_imag": imag,
+        "q_abs_mean": spread,
+        "q_covariance": torch.stack([spread, spread, spread / 2]) * spread,
+        "inv_freq": frequencies,
+    }
     path = Path(model).with_suffix(".statistics.safetensors")
     save(
         path,

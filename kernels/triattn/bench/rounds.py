@@ -36,12 +36,14 @@ class Statistics:
     q_mean_real: torch.Tensor
     q_mean_imag: torch.Tensor
     q_abs_mean: torch.Tensor
+    q_covariance: torch.Tensor
 
     @classmethod
     def draw(cls) -> Statistics:
         shape = (LAYERS, QUERY_HEADS, HEAD_DIM // 2)
         real, imag = torch.randn(shape), torch.randn(shape)
-        return cls(real, imag, torch.hypot(real, imag) * 1.5)
+        size = torch.hypot(real, imag) * 1.5
+        return cls(real, imag, size, torch.stack([size, size, size / 2]) * size)
 
 
 def gpu_microseconds(work: Any) -> list[float]:

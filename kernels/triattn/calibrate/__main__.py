@@ -10,6 +10,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
+from triattn.statistics import LEARNABLE_TOO
+
 
 def _positive(text: str) -> int:
     value = int(text)
@@ -29,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m triattn.calibrate",
         description="Measure the queries of a Hugging Face causal language model with rotary attention, and write "
-        "the statistics that policies with trig or norm terms need.",
+        "the statistics that policies with trig, norm or expected terms need.",
     )
     parser.add_argument(
         "model", metavar="MODEL", help="directory with config.json, weights and tokenizer, or a hub name"
@@ -69,6 +71,15 @@ def _parser() -> argparse.ArgumentParser:
         default=16384,
         metavar="N",
         help="tokens from which weights of score terms are learned, 0: none (default: 16384)",
+    )
+    parser.add_argument(
+        "--learn-more",
+        nargs="+",
+        action="extend",
+        default=[],
+        choices=LEARNABLE_TOO,
+        metavar="TERM",
+        help=f"further terms that weights are learned for, of {', '.join(LEARNABLE_TOO)} (default: none)",
     )
     parser.add_argument(
         "--progress", choices=("text", "json"), default="text", help="json: one object a line on stdout"

@@ -203,13 +203,17 @@ def learn(
     shape: ModelShape,
     statistics: QueryStatistics,
     progress: Callable[[int], None] = lambda tokens: None,
+    more: Sequence[str] = (),
 ) -> Selection:
     """Fit weights on every other piece of text and compare what they keep with other scores on the rest.
+
+    `more`: terms of LEARNABLE_TOO that are candidates beside those of LEARNABLE.
 
     Raises CalibrationError for text with fewer than two pieces that are long enough, and for attention that cannot
     be replayed.
     """
-    terms = terms_of(LEARNABLE)
+    kinds = (*LEARNABLE, *more)
+    terms = terms_of(kinds)
     samples: list[Samples] = []
     tokens = 0
     for piece in pieces:
@@ -217,18 +221,18 @@ def learn(
             samples.append(sample)
         tokens += len(piece)
         progress(tokens)
-    return select(samples, tokens)
+    return select(samples, tokens, kinds)
 
 
-def select(samples: Sequence[Samples], tokens: int) -> Selection:
-    """Weights and shares of samples that were taken of so many tokens: see `learn`."""
+def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str] = LEARNABLE) -> Selection:
+    """Weights and shares of samples that were taken of so many tokens: see `learn`. `kinds` are the features."""
     fitted, others = samples[::2], samples[1::2]
     if not others:
         raise CalibrationError(
             "learn", tokens, "two pieces of text of 300 tokens or more are needed; give more text"
         )
     weights = fit(fitted)
-    at = {kind: i for i, kind in enumerate(LEARNABLE)}
+    at = {kind: i for i, kind in enumerate(kinds)}
     distinct = (at["superseded"], at["keydiff"])
     share = shares_of(fitted, weights, distinct)
     noise = torch.Generator().manual_seed(SEED)
@@ -257,5 +261,5 @@ def select(samples: Sequence[Samples], tokens: int) -> Selection:
         **{kind: average(lambda s, _, i=i: s.features[i]) for kind, i in at.items()},
         "random": average(lambda s, _: torch.rand(s.damage.shape, generator=noise)),
     }
-    note = Learned(terms=list(LEARNABLE), tokens=tokens, seed=SEED, kept=report)
+    note = Learned(terms=list(kinds), tokens=tokens, seed=SEED, kept=report)
     return Selection(weights, share, note)

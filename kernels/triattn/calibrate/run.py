@@ -33,7 +33,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure and how; `tokens` None: all of the text; `learn`: tokens that selection is learned from.
+    """What to measure and how; `tokens` None: all of the text; `learn`: tokens that selection is learned from, with the
+    terms `learn_more` as further candidates.
 
     See the command's help.
     """
@@ -48,6 +49,7 @@ class Options:
     name: str | None = None
     license: str = ""
     learn: int = 16384
+    learn_more: Sequence[str] = ()
     progress: Callable[[str, int, int], None] = field(default=lambda phase, done, total: None)
     notice: Callable[[str], None] = field(default=lambda text: None)
 
@@ -185,6 +187,7 @@ def _learn(
         shape,
         SimpleNamespace(**tensors),
         lambda done: options.progress("learn", done, total),
+        tuple(dict.fromkeys(options.learn_more)),
     )
 
 

@@ -177,7 +177,7 @@ def check_policy(
                 "statistics",
                 None,
                 f"policy {document.name!r} scores with statistics of the model's queries; make them with "
-                "`triattn calibrate MODEL` and name the file, or use a policy without trig and norm terms",
+                "`triattn calibrate MODEL` and name the file, or use a policy without trig, norm and expected terms",
             )
         elif scoring.needs_statistics:
             continue
@@ -188,7 +188,7 @@ def check_policy(
         if kernels:
             from triattn.ops.program import compile_policy
 
-            compile_policy(scoring, shape, statistics, torch.device("cpu"))
+            compile_policy(scoring.with_statistics(statistics), shape, statistics, torch.device("cpu"))
         if known is not None:
             if len(known) >= MOST_KNOWN:
                 known.clear()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import triton
 from torch import Tensor
 
-from triattn.ops import gumbel, magnitude, moments, superseded
+from triattn.ops import expected, gumbel, leverage, magnitude, moments, superseded
 from triattn.policies import PolicyError
+from triattn.policies.expected import Expected
 from triattn.policies.gumbel import Gumbel
+from triattn.policies.leverage import SKETCH, Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.superseded import Superseded
 
@@ -35,6 +38,10 @@ def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any) -> None:
                 _magnitude(rounds, fields, tables, b, out, into, "v", magnitude.RANGE)
             case Superseded():
                 _superseded(rounds, fields, tables, b, out, into, extra.term.space == "key")
+            case Expected():
+                _expected(rounds, fields, tables, b, out, into, extra.constants)
+            case Leverage():
+                _leverage(rounds, fields, tables, b, out, into, extra.constants)
             case Gumbel():
                 _gumbel(rounds, fields, tables, b, out, into)
             case _:
@@ -135,6 +142,107 @@ def _superseded(
             ADD=into["ADD"],
             TILE=tile,
             num_warps=rounds.tuning.superseded_warps,
+        )
+
+
+def _expected(
+    rounds: Any,
+    fields: Tensor,
+    tables: Tensor,
+    b: Any,
+    out: Tensor,
+    into: dict[str, Any],
+    queries: Tensor | None,
+) -> None:
+    shape, t, (chunks, tiles) = rounds.shape, rounds.tuning, b.anchor_cut
+    columns = max(16, triton.next_power_of_2(shape.group))
+    for group in rounds.groups:
+        read = {k: v for k, v in rounds.read_of(group).items() if k not in ("HEAD_DIM", "REST_P2")}
+        expected.expected_kernel[(fields.shape[0] * group.size * shape.kv_heads * chunks,)](
+            b.logits,
+            b.masses,
+            queries,
+            rounds.program.turns,
+            group.key_bases,
+            rounds.scales,
+            group.layers,
+            fields,
+            tables,
+            rounds.positions,
+            tables.stride(0),
+            chunks,
+            tiles,
+            b.stride // 16,
+            *rounds.positions.stride()[:2],
+            *group.key_strides,
+            **read,
+            GROUP=shape.group,
+            COLUMNS=columns,
+            TILE=t.anchor_tile,
+            num_warps=t.expected_warps,
+        )
+    tiles = triton.cdiv(b.stride, t.aggregate_tile)
+    expected.softmax_kernel[(fields.shape[0] * rounds.rows * tiles,)](
+        out,
+        b.logits,
+        b.masses,
+        fields,
+        chunks,
+        tiles,
+        b.stride // 16,
+        into["channel"],
+        into["weight"],
+        math.log(shape.group),
+        ROWS=rounds.rows,
+        GROUP=shape.group,
+        COLUMNS=triton.next_power_of_2(shape.group),
+        CHUNKS_P2=rounds.chunks,
+        CHANNELS=into["CHANNELS"],
+        ADD=into["ADD"],
+        TILE=t.aggregate_tile,
+        num_warps=t.aggregate_warps,
+    )
+
+
+def _leverage(
+    rounds: Any,
+    fields: Tensor,
+    tables: Tensor,
+    b: Any,
+    out: Tensor,
+    into: dict[str, Any],
+    phi: Tensor | None,
+) -> None:
+    shape, t = rounds.shape, rounds.tuning
+    tiles = b.stride // t.superseded_tile
+    for group in rounds.groups:
+        rows = fields.shape[0] * group.size * shape.kv_heads
+        of = (group.key_bases, group.layers, fields, tables, rounds.positions, rounds.program.turns)
+        strides = (*rounds.positions.stride()[:2], *group.key_strides)
+        compiled = {
+            **rounds.read_of(group),
+            "ROTATED": shape.rotary_dim > 0,
+            "SIZE": leverage.SIZE,
+            "TILE": t.superseded_tile,
+            "num_warps": t.leverage_warps,
+        }
+        leverage.inverse_kernel[(rows,)](
+            b.inverses, phi, *of, tables.stride(0), *strides, USED=min(shape.head_dim, SKETCH), **compiled
+        )
+        leverage.leverage_kernel[(rows * tiles,)](
+            out,
+            b.inverses,
+            phi,
+            *of,
+            tables.stride(0),
+            tiles,
+            b.stride // 16,
+            into["channel"],
+            into["weight"],
+            *strides,
+            CHANNELS=into["CHANNELS"],
+            ADD=into["ADD"],
+            **compiled,
         )
 
 

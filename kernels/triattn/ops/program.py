@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from triattn.ops import expected, leverage
 from triattn.policies import ModelShape, Policy, PolicyError, QueryStatistics
+from triattn.policies.expected import Expected
 from triattn.policies.gumbel import STREAM, Gumbel
 from triattn.policies.keydiff import KeyDiff
+from triattn.policies.leverage import Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.norm import Norm
 from triattn.policies.random import Random, mix
@@ -26,11 +29,15 @@ BUILT_IN = ("trig", "trig_max", "norm", "keydiff", "random", "recency")
 
 @dataclass(frozen=True)
 class Extra:
-    """A term with a kernel of its own: its weight in a sum, and its channel where terms are normalised apart."""
+    """A term with a kernel of its own: its weight in a sum, and its channel where terms are normalised apart.
+
+    `constants`: what its kernel reads beside the cache, on the device.
+    """
 
     term: Term
     weight: float
     channel: int
+    constants: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -204,9 +211,21 @@ def compile_policy(
         ids=_ids(policy, shape, (seed, gumbel)).to(device),
         shares=torch.as_tensor(policy.reserve_share).int().flatten().expand(choices).contiguous().to(device),
         extras=tuple(
-            Extra(term, own, first + i if separate else 0) for i, (_, term, own) in enumerate(others)
+            Extra(term, own, first + i if separate else 0, _constants(term, shape, statistics, device))
+            for i, (_, term, own) in enumerate(others)
         ),
     )
+
+
+def _constants(
+    term: Term, shape: ModelShape, statistics: QueryStatistics | None, device: torch.device
+) -> Tensor | None:
+    if isinstance(term, Expected):
+        assert statistics is not None
+        return expected.fold(term, shape, statistics).to(device)
+    if isinstance(term, Leverage):
+        return leverage.fold(term, shape).to(device)
+    return None
 
 
 def _weight(terms: Weighted, term: Term) -> float | Tensor:
@@ -245,9 +264,9 @@ def _kind(term: object) -> str:
             return "random"
         case Recency():
             return "recency"
-        case KeyNorm() | ValueRange() | Gumbel():
+        case KeyNorm() | ValueRange() | Leverage() | Gumbel():
             return type(term).__name__.lower()
-        case ValueNorm() | Superseded():
+        case ValueNorm() | Superseded() | Expected():
             return str(term)
     raise PolicyError("terms", type(term).__name__, "this score term has no GPU kernel")
 

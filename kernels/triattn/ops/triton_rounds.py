@@ -2,7 +2,7 @@
 
 Launches of a round, in order (those that the policy does not need are left out):
 
-    extras      terms with kernels of their own (knorm, vnorm, vrange, superseded, gumbel)
+    extras      terms with kernels of their own (knorm, vnorm, vrange, superseded, expected, leverage, gumbel)
     anchor      partial sums of unit keys (keydiff)
     prepare     the vectors that keys are multiplied by, at this round's time
     score       raw scores, K read once, and the moments that z-scores need
@@ -21,13 +21,26 @@ import torch
 import triton
 from torch import Tensor
 
-from triattn.ops import aggregate, anchor, compact, copy_blocks, prepare, promote, row, score, select
+from triattn.ops import (
+    aggregate,
+    anchor,
+    compact,
+    copy_blocks,
+    leverage,
+    prepare,
+    promote,
+    row,
+    score,
+    select,
+)
 from triattn.ops.extras import launch_extras, launch_moments
 from triattn.ops.interface import LayerCache, RoundBatch
 from triattn.ops.layer_groups import KEY_TYPES, MOVE_TYPES, LayerGroup, group_layers, scales_of
 from triattn.ops.program import compile_policy, split_matrix
 from triattn.ops.workspace import Workspace, round_up
 from triattn.policies import ModelShape, Policy, PolicyError, QueryStatistics
+from triattn.policies.expected import Expected
+from triattn.policies.leverage import Leverage
 
 CHUNKS = 16
 """Most chunks that a row is cut into: whoever combines their sums reads them at once."""
@@ -46,6 +59,8 @@ class Tuning:
     anchor_warps: int = 4
     superseded_tile: int = 64
     superseded_warps: int = 4
+    expected_warps: int = 8
+    leverage_warps: int = 8
     aggregate_tile: int = 128
     aggregate_rows: int = 8
     aggregate_warps: int = 4
@@ -81,6 +96,9 @@ class Buffers:
     counts: Tensor
     given: Tensor
     reserved: Tensor
+    logits: Tensor
+    masses: Tensor
+    inverses: Tensor
 
 
 class TritonRounds:
@@ -118,6 +136,7 @@ class TritonRounds:
         self.value_scales = scales_of(caches, "v", self.device)
         self.workspace = Workspace(workspace_bytes, self.device)
         self.rows = shape.layers * shape.kv_heads
+        self.chunks = CHUNKS
         self.choices = {"per_layer_per_head": self.rows, "per_head": shape.kv_heads, "union": 1}[
             policy.selection
         ]
@@ -148,6 +167,8 @@ class TritonRounds:
         self._split = {KEY_TYPES[g.dtype][1] > 0 for g in self.groups} == {True}
         if not self._split and len(self.groups) > 1:
             raise PolicyError("kv_cache_dtype", "float32 and others", "layers must have one cache dtype")
+        self._expects = any(isinstance(e.term, Expected) for e in p.extras)
+        self._leverage = any(isinstance(e.term, Leverage) for e in p.extras)
         self._spreads = split_matrix(
             p.spread if p.norm else p.spread[:, :, :0],
             shape.kv_heads,
@@ -217,6 +238,9 @@ class TritonRounds:
             (self.choices, torch.int32),
             (rows * stride * p.given, torch.float32),
             (self.choices * stride * bool(self.policy.reserve), torch.float32),
+            (rows * self.shape.group * stride * self._expects, torch.float32),
+            (rows * self.shape.group * 2 * anchor_cut[0] * self._expects, torch.float32),
+            (rows * (leverage.SIZE + 1) * leverage.SIZE * self._leverage, torch.float32),
         )
         return Buffers(requests, stride, score_cut, anchor_cut, move_stride, *parts)
 

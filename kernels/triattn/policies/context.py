@@ -13,7 +13,8 @@ from torch import Tensor
 class QueryStatistics(Protocol):
     """Mean pre-rotary queries: float32 [layers, query heads, F], F = rotary dimensions / 2 (`triattn.statistics`).
 
-    They may have more (see `Policy.with_statistics`): `learned_terms`, `learned_weights`, `learned_share`.
+    They may have more: `q_covariance` float32 [3, layers, query heads, F] (see `triattn.policies.expected`), and
+    `learned_terms`, `learned_weights`, `learned_share` (see `Policy.with_statistics`).
     """
 
     @property

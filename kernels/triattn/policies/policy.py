@@ -11,6 +11,7 @@ from torch import Tensor
 from triattn import wire
 from triattn.policies.context import ModelShape, QueryStatistics, Round
 from triattn.policies.errors import PolicyError
+from triattn.policies.expected import Expected
 from triattn.policies.quotas import ONE, free_places, promote, segment_of
 from triattn.policies.select import keep_highest
 from triattn.policies.terms import Term, Weighted, terms_of, weighted
@@ -68,16 +69,18 @@ class Policy:
 
     def with_statistics(self, statistics: QueryStatistics | None) -> Policy:
         """The policy as it scores with these statistics of this rank: with what they have learned; or without the
-        terms that need them, where they are missing and the policy can do without."""
-        if statistics is None:
-            if not self.optional:
-                return self
-            terms, reserve = (
-                tuple((w, t) for w, t in side if not t.needs_statistics)
-                for side in (self.terms, self.reserve)
-            )
-            # Where nothing of its own is left, the reserve's terms choose all.
-            return replace(self, terms=terms or reserve, reserve=reserve if terms else (), optional=False)
+        terms that need what they lack, where the policy can do without."""
+        policy = self._with_learned(statistics)
+        if not policy.optional or not any(_lacks(t, statistics) for t in policy.all_terms):
+            return policy
+        terms, reserve = (
+            tuple((w, t) for w, t in side if not _lacks(t, statistics))
+            for side in (policy.terms, policy.reserve)
+        )
+        # Where nothing of its own is left, the reserve's terms choose all.
+        return replace(policy, terms=terms or reserve, reserve=reserve if terms else (), optional=False)
+
+    def _with_learned(self, statistics: QueryStatistics | None) -> Policy:
         kinds = getattr(statistics, "learned_terms", ())
         if not self.learned or not kinds:
             return self
@@ -142,6 +145,13 @@ class Policy:
                     "statistics",
                     tuple(statistics.q_mean_real.shape),
                     f"layers, query heads and bands of this rank are {expected}; use statistics made for this model",
+                )
+            if not self.optional and any(_lacks(t, statistics) for t in self.all_terms):
+                raise PolicyError(
+                    "statistics",
+                    getattr(statistics, "path", ""),
+                    f"policy {self.name!r} has a term expected, which needs the covariances of the model's queries, "
+                    "and these statistics have none; make them with `triattn calibrate MODEL`",
                 )
         if self.reads_keys:
             if self.selection == "union" and tp_size > 1:
@@ -229,6 +239,15 @@ class Policy:
 
     def _names(self, need: str) -> list[str]:
         return [type(t).__name__.lower() for t in self.all_terms if getattr(t, f"needs_{need}")]
+
+
+def _lacks(term: Term, statistics: QueryStatistics | None) -> bool:
+    """Whether a term cannot score with these statistics."""
+    if not term.needs_statistics:
+        return False
+    return statistics is None or (
+        isinstance(term, Expected) and getattr(statistics, "q_covariance", None) is None
+    )
 
 
 def z_score(x: Tensor, evictable: Tensor) -> Tensor:

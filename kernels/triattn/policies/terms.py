@@ -11,8 +11,10 @@ from torch import Tensor
 from triattn import wire
 from triattn.policies.context import Round
 from triattn.policies.errors import PolicyError
+from triattn.policies.expected import Expected
 from triattn.policies.gumbel import Gumbel
 from triattn.policies.keydiff import KeyDiff
+from triattn.policies.leverage import Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.norm import Norm
 from triattn.policies.random import Random
@@ -73,6 +75,10 @@ def _term(item: object, document: wire.PolicyDocument) -> Term:
             return ValueRange()
         case wire.SupersededTerm():
             return Superseded(item.space)
+        case wire.ExpectedTerm():
+            return Expected(item.horizon)
+        case wire.LeverageTerm():
+            return Leverage(document.seed)
         case wire.GumbelTerm():
             return Gumbel(document.seed, document.selection)
     raise PolicyError("terms", type(item).__name__, "this version has no such score term")

@@ -113,6 +113,17 @@ test("statistics of another model are refused with both fingerprints", () => {
   expect(resolve).toThrow(/[0-9a-f]{32}.*[0-9a-f]{32}/);
 });
 
+test("statistics without covariances are refused where a policy needs them", () => {
+  const resolve = (policy: Parameters<typeof resolvePolicy>[0]["policy"]) =>
+    resolvePolicy({ model: "Qwen/Qwen3-8B", policy }, {});
+  expect(() => resolve("expected-attention")).toThrow(
+    /no covariances.*expected-attention.*triattn calibrate/,
+  );
+  expect(() => resolve({ ...preset("expected-attention"), budget: 0 })).not.toThrow();
+  const terms = [{ kind: "expected" as const }, { kind: "keydiff" as const }];
+  expect(() => resolve({ name: "able", terms, statistics: "optional" })).not.toThrow();
+});
+
 test("the engine's environment", () => {
   const policy = preset("keydiff");
   const inherited = {

@@ -89,6 +89,32 @@ export const SupersededTerm = z
       "the newest of its kind and what is unique stay.",
   });
 
+export const ExpectedTerm = z
+  .strictObject({
+    kind: z.literal("expected"),
+    weight,
+    horizon: z
+      .int()
+      .min(1)
+      .max(65536)
+      .default(512)
+      .describe("Next positions over which the rotation of the queries is averaged, in tokens."),
+  })
+  .meta({
+    id: "ExpectedTerm",
+    description:
+      "Logarithm of the attention that normally distributed queries are expected to pay, averaged over the GQA group " +
+      "(arXiv 2510.00636); covariances within a frequency band count, those between bands do not. Needs statistics " +
+      "with covariances. The paper's factor |v| is the term vnorm with log, of the same weight.",
+  });
+
+export const LeverageTerm = z.strictObject({ kind: z.literal("leverage"), weight }).meta({
+  id: "LeverageTerm",
+  description:
+    "Statistical leverage of the key, its rotation undone and the mean taken off, among all resident keys, after a " +
+    "Gaussian sketch of 48 dimensions from the policy's seed (arXiv 2507.08143): what no others stand in for is kept.",
+});
+
 export const GumbelTerm = z.strictObject({ kind: z.literal("gumbel"), weight }).meta({
   id: "GumbelTerm",
   description:
@@ -107,13 +133,20 @@ export const ScoreTerm = z
     ValueNormTerm,
     ValueRangeTerm,
     SupersededTerm,
+    ExpectedTerm,
+    LeverageTerm,
     GumbelTerm,
   ])
   .meta({ id: "ScoreTerm" });
 
 /** Whether a term scores with statistics of the model's queries. */
 export function readsStatistics({ kind }: { readonly kind: string }): boolean {
-  return kind === "trig" || kind === "norm";
+  return kind === "trig" || kind === "norm" || readsCovariance({ kind });
+}
+
+/** Whether a term scores with covariances of the model's queries, which statistics before format 3 do not have. */
+export function readsCovariance({ kind }: { readonly kind: string }): boolean {
+  return kind === "expected";
 }
 
 const share = z.number().min(0).max(1);
@@ -214,7 +247,12 @@ export const PolicyDocument = z
       .boolean()
       .default(true)
       .describe("True: the budget covers the prompt. False: the budget covers generated tokens only."),
-    seed: z.int().min(0).max(4294967295).default(0).describe("Seed of the random and gumbel terms."),
+    seed: z
+      .int()
+      .min(0)
+      .max(4294967295)
+      .default(0)
+      .describe("Seed of the random and gumbel terms, and of leverage's sketch."),
   })
   .refine(({ reserve, learned, normalize }) => (reserve === null && !learned) || normalize === "each", {
     path: ["normalize"],

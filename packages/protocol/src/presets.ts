@@ -56,10 +56,30 @@ export const presets = {
     normalize: "each",
     selection: "per_layer_per_head",
   },
+  /**
+   * Expected Attention, arXiv 2510.00636: attention that the next 512 queries are expected to pay, times |v|. Query
+   * statistics are those of calibration, not of the request; covariances count within a frequency band.
+   */
+  "expected-attention": {
+    name: "expected-attention",
+    terms: [{ kind: "expected" }, { kind: "vnorm", log: true }],
+    normalize: "none",
+    selection: "per_layer_per_head",
+  },
   /** Short keys are kept (L2 norm, arXiv 2406.11430; kvpress's Knorm). */
   knorm: {
     name: "knorm",
     terms: [{ kind: "knorm", weight: -1 }],
+    normalize: "none",
+    selection: "per_layer_per_head",
+  },
+  /**
+   * Leverage scores of keys, after Compactor, arXiv 2507.08143: its term for what is unlike the rest, without its blend
+   * with attention weights.
+   */
+  leverage: {
+    name: "leverage",
+    terms: [{ kind: "leverage" }],
     normalize: "none",
     selection: "per_layer_per_head",
   },

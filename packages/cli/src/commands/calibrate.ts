@@ -28,6 +28,7 @@ const Options = z.strictObject({
   tokens: whole.optional(),
   window: whole.optional(),
   learn: orNone.optional(),
+  learnMore: z.array(z.enum(["expected", "leverage"])).optional(),
   device: z.string().min(1).optional(),
   dtype: z.enum(["auto", "float32", "bfloat16", "float16"]).optional(),
   name: z.string().min(1).optional(),
@@ -50,13 +51,14 @@ function parse(given: unknown): z.infer<typeof Options> {
 
 async function calibrate(model: string, given: unknown): Promise<void> {
   const options = parse(given);
-  const { json, python: named, text = [], out: wanted, ...rest } = options;
+  const { json, python: named, text = [], out: wanted, learnMore = [], ...rest } = options;
   const out = resolve(wanted ?? join(userStatisticsDirectory(), statisticsFileName(options.name ?? model)));
   if (wanted === undefined) await onDisk(out, () => mkdirSync(dirname(out), { recursive: true }));
   const { python } = await findEngine(named);
   const path = [await pluginDirectory(), process.env.PYTHONPATH].filter(Boolean).join(delimiter);
   const flags = Object.entries(rest).flatMap(([name, value]) => [`--${name}`, String(value)]);
   const files = text.length > 0 ? ["--text", ...text] : [];
+  const more = learnMore.length > 0 ? ["--learn-more", ...learnMore] : [];
 
   const rate = new Rate();
   const line = (value: unknown) => process.stdout.write(`${JSON.stringify(value)}\n`);
@@ -76,7 +78,7 @@ async function calibrate(model: string, given: unknown): Promise<void> {
   };
   process.on("SIGINT", stop).on("SIGTERM", stop);
   try {
-    const args = [model, "--out", out, ...flags, ...files];
+    const args = [model, "--out", out, ...flags, ...more, ...files];
     const environment = { ...process.env, PYTHONPATH: path };
     const result = await runCalibration(python, args, environment, report, controller.signal);
     if (json) line(result);
@@ -97,7 +99,9 @@ async function calibrate(model: string, given: unknown): Promise<void> {
 /** `triattn calibrate`: measures the statistics of a model's queries. */
 export function calibrateCommand(): Command {
   const command = new Command("calibrate")
-    .description("Measure the query statistics of a model, which policies with trig or norm terms need.")
+    .description(
+      "Measure the query statistics of a model, which policies with trig, norm or expected terms need.",
+    )
     .argument(
       "<model>",
       "directory of a Hugging Face causal language model with rotary attention, or its hub name",
@@ -107,6 +111,10 @@ export function calibrateCommand(): Command {
     .option("--tokens <n>", "tokens to measure (default: all of the text)")
     .option("--window <n>", "tokens run at once (default: 2048)")
     .option("--learn <n>", "tokens that weights of score terms are learned from, 0: none (default: 16384)")
+    .option(
+      "--learn-more <term...>",
+      "further terms to learn weights for: expected, leverage (default: none)",
+    )
     .option("--device <device>", "cpu, cuda, cuda:1, … (default: cuda where there is one)")
     .option(
       "--dtype <dtype>",

@@ -1,6 +1,7 @@
 import { mkdirSync } from "node:fs";
 import { join, resolve } from "node:path";
 import {
+  hasCovariance,
   importReference,
   loadStatistics,
   type StatisticsEntry,
@@ -67,6 +68,7 @@ function describe(path: string, metadata: StatisticsMetadata): [string, string][
     ["tokens", tokens === null ? "not known" : String(tokens)],
     ["source", source],
     ["licence", license || "not stated"],
+    ["covariances", hasCovariance(metadata) ? "yes" : "none: the term expected cannot be used"],
     ["made by", by],
   ];
 }
@@ -220,7 +222,7 @@ export function statsCommand(): Command {
     { codes: [unusable], examples: ["triattn stats verify qwen3-8b --model ./Qwen3-8B"] },
   );
   const command = new Command("stats").description(
-    "Statistics of models' queries, which trig and norm terms need.",
+    "Statistics of models' queries, which trig, norm and expected terms need.",
   );
   for (const sub of [listed, shown, imported, verified]) command.addCommand(sub);
   return withHelp(command, { codes: [2], examples: ["triattn stats list", "triattn stats show qwen3-8b"] });

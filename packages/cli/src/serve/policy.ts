@@ -1,18 +1,21 @@
 import { existsSync, readFileSync } from "node:fs";
 import {
   ConfigError,
+  hasCovariance,
   parsePolicy,
   parseRules,
   policyFromReference,
   preset,
   StatisticsError,
   StatisticsLibrary,
+  type StatisticsMatch,
 } from "@triattn/control";
 import {
   type PolicyDocument,
   type PolicyInput,
   type PresetName,
   type Rule,
+  readsCovariance,
   readsStatistics,
 } from "@triattn/protocol";
 
@@ -130,12 +133,29 @@ function find(given: PolicyOptions["policy"], environment: NodeJS.ProcessEnv): F
 }
 
 /** Whether a policy cannot work without statistics of the model's queries. */
-export function needsStatistics({ budget, terms, reserve, statistics }: PolicyDocument): boolean {
+export function needsStatistics(policy: PolicyDocument): boolean {
+  return needs(policy, readsStatistics);
+}
+
+function needs(
+  { budget, terms, reserve, statistics }: PolicyDocument,
+  reads: typeof readsStatistics,
+): boolean {
   return (
     budget > 0 &&
     statistics === "required" &&
-    [...terms, ...(reserve?.terms ?? [])].some((term) => readsStatistics(term))
+    [...terms, ...(reserve?.terms ?? [])].some((term) => reads(term))
   );
+}
+
+function checkCovariance(policies: readonly PolicyDocument[], model: string, found: StatisticsMatch): string {
+  const { path } = found.entry;
+  const policy = policies.find((each) => needs(each, readsCovariance));
+  if (policy !== undefined && !hasCovariance(found.metadata)) {
+    const remedy = `has no covariances of the queries, which policy ${policy.name} needs; run \`triattn calibrate ${model}\``;
+    throw new StatisticsError("statistics", path, remedy);
+  }
+  return path;
 }
 
 function findStatistics(
@@ -144,14 +164,16 @@ function findStatistics(
   named: string | undefined,
 ): string | null {
   const library = new StatisticsLibrary();
-  if (named !== undefined) return library.use(named, model).entry.path;
+  if (named !== undefined) return checkCovariance(policies, model, library.use(named, model));
+  let found: StatisticsMatch;
   try {
-    return library.lookup(model).entry.path;
+    found = library.lookup(model);
   } catch (error) {
     // A policy that needs them may still follow while the engine runs; it is refused then, if they are still missing.
     if (error instanceof StatisticsError && !policies.some(needsStatistics)) return null;
     throw error;
   }
+  return checkCovariance(policies, model, found);
 }
 
 /**

@@ -20,6 +20,7 @@ export {
 export { rotaryFrequencies } from "./rotary.ts";
 export {
   checkStatistics,
+  hasCovariance,
   LearnedSelection,
   loadStatistics,
   readStatisticsMetadata,

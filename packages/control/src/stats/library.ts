@@ -242,7 +242,7 @@ export class StatisticsLibrary {
     throw new StatisticsError(
       "stats",
       `none for ${model}`,
-      `no statistics belong to it${note}; run \`triattn calibrate ${model}\`, or choose a policy without trig and norm terms`,
+      `no statistics belong to it${note}; run \`triattn calibrate ${model}\`, or choose a policy without trig, norm and expected terms`,
     );
   }
 }

@@ -7,17 +7,22 @@ import { fingerprint, type ModelIdentity } from "./fingerprint.ts";
 import { type RotaryParameters, rotaryFrequencies } from "./rotary.ts";
 import { encodeSafetensors, type Safetensors, withSafetensors } from "./safetensors.ts";
 
-export const STATISTICS_FORMAT = 2;
+export const STATISTICS_FORMAT = 3;
 const TENSORS = ["q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq"] as const;
 /** Of format 2: what calibration learned of selection. */
 const LEARNED = ["learned_weights", "learned_share"] as const;
-type TensorName = (typeof TENSORS)[number] | (typeof LEARNED)[number];
+/** Of format 3, and what makes a file one: covariances of the queries. */
+const COVARIANCE = "q_covariance";
+const OPTIONAL = [...LEARNED, COVARIANCE] as const;
+type TensorName = (typeof TENSORS)[number] | (typeof OPTIONAL)[number];
 const REMEDY = "get the file again, or make it with `triattn calibrate`";
 
 /** How weights of score terms were learned, and what share of later attention they keep on text not fitted on. */
 export const LearnedSelection = z.strictObject({
   terms: z
-    .array(z.enum(["trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm"]))
+    .array(
+      z.enum(["trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm", "expected", "leverage"]),
+    )
     .min(1)
     .refine((terms) => new Set(terms).size === terms.length, "names a term twice"),
   tokens: z.int().min(1),
@@ -27,12 +32,12 @@ export const LearnedSelection = z.strictObject({
 
 /** The JSON under the key `triattn` of a statistics file's metadata; kernels/triattn/statistics.py writes the same. */
 export const StatisticsMetadata = z.strictObject({
-  format: z.union([z.literal(1), z.literal(STATISTICS_FORMAT)]),
+  format: z.union([z.literal(1), z.literal(2), z.literal(STATISTICS_FORMAT)]),
   model: ModelGeometry,
   identity: z.record(z.string(), z.unknown()).describe("What the fingerprint was taken over."),
   sha256: z
     .string()
-    .describe(`Over the tensors' bytes, in the order ${[...TENSORS, ...LEARNED].join(", ")}.`),
+    .describe(`Over the tensors' bytes, in the order ${[...TENSORS, ...OPTIONAL].join(", ")}.`),
   tokens: z.int().min(1).nullable().default(null),
   source: z.string().default(""),
   license: z.string().default(""),
@@ -52,6 +57,13 @@ export interface StatisticsTensors {
   learned_weights?: Float32Array;
   /** [layers, kvHeads]: part of the free places that is reserved for distinct tokens. */
   learned_share?: Float32Array;
+  /** [3, layers, queryHeads, F]: variances of the real and of the imaginary part, and their covariance. */
+  q_covariance?: Float32Array;
+}
+
+/** Whether a statistics file has covariances of the queries, which the term `expected` needs. */
+export function hasCovariance({ format }: Pick<StatisticsMetadata, "format">): boolean {
+  return format === STATISTICS_FORMAT;
 }
 
 function floats(data: Buffer): Float32Array {
@@ -61,7 +73,7 @@ function floats(data: Buffer): Float32Array {
 
 function digest(tensors: StatisticsTensors): string {
   const hash = createHash("sha256");
-  for (const name of [...TENSORS, ...LEARNED]) {
+  for (const name of [...TENSORS, ...OPTIONAL]) {
     const tensor = tensors[name];
     if (tensor !== undefined) hash.update(Buffer.from(tensor.buffer, tensor.byteOffset, tensor.byteLength));
   }
@@ -84,8 +96,8 @@ function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
     throw new StatisticsError("metadata", path, `is not JSON; ${REMEDY}`);
   }
   const form = (json as { format?: unknown } | null)?.format;
-  if (form !== 1 && form !== STATISTICS_FORMAT) {
-    const remedy = `this triattn reads formats 1 and ${STATISTICS_FORMAT}; ${REMEDY}`;
+  if (form !== 1 && form !== 2 && form !== STATISTICS_FORMAT) {
+    const remedy = `this triattn reads formats 1 to ${STATISTICS_FORMAT}; ${REMEDY}`;
     throw new StatisticsError(`format of ${path}`, form ?? null, remedy);
   }
   const metadata = StatisticsMetadata.safeParse(json);
@@ -119,6 +131,7 @@ function shapesOf({ model, learned }: StatisticsMetadata, bands: number): (name:
     inv_freq: [bands],
     learned_weights: [learned?.terms.length ?? 0, layers, kvHeads],
     learned_share: [layers, kvHeads],
+    q_covariance: [3, layers, queryHeads, bands],
   };
   return (name) => others[name] ?? [layers, queryHeads, bands];
 }
@@ -126,7 +139,9 @@ function shapesOf({ model, learned }: StatisticsMetadata, bands: number): (name:
 function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: string): StatisticsTensors {
   const { rotary } = metadata.model;
   const names = [...file.tensors.keys()].sort();
-  const allowed: readonly string[] = metadata.format === 1 ? TENSORS : [...TENSORS, ...LEARNED];
+  const { format } = metadata;
+  const allowed: readonly string[] =
+    format === 1 ? TENSORS : [...TENSORS, ...(format === 2 ? LEARNED : OPTIONAL)];
   if (
     !TENSORS.every((name) => names.includes(name)) ||
     !names.every((name) => allowed.includes(name)) ||
@@ -135,13 +150,27 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
     throw new StatisticsError(
       `tensors of ${path}`,
       names.join(", "),
-      `must be ${TENSORS.join(", ")}, and in format 2 may be ${LEARNED.join(", ")}; ${REMEDY}`,
+      `must be ${TENSORS.join(", ")}, and from format 2 may be ${LEARNED.join(", ")}, in format 3 ${COVARIANCE}; ${REMEDY}`,
+    );
+  }
+  if (names.includes(COVARIANCE) !== hasCovariance(metadata)) {
+    throw new StatisticsError(
+      `format of ${path}`,
+      format,
+      `${COVARIANCE} makes a file one of format 3; ${REMEDY}`,
     );
   }
   const terms = metadata.learned?.terms ?? [];
   if (LEARNED.some((name) => names.includes(name) !== terms.length > 0)) {
     const remedy = `goes with ${LEARNED.join(" and ")}, all or none; ${REMEDY}`;
     throw new StatisticsError(`learned of ${path}`, terms.join(", "), remedy);
+  }
+  if (terms.includes("expected") && !hasCovariance(metadata)) {
+    throw new StatisticsError(
+      `learned.terms of ${path}`,
+      terms.join(", "),
+      `expected needs ${COVARIANCE}; ${REMEDY}`,
+    );
   }
   const shapes = shapesOf(metadata, rotary.dim / 2);
   const read = (name: TensorName): Float32Array => {
@@ -159,8 +188,28 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
     q_abs_mean: read("q_abs_mean"),
     inv_freq: read("inv_freq"),
   };
-  for (const name of LEARNED) if (names.includes(name)) tensors[name] = read(name);
+  for (const name of OPTIONAL) if (names.includes(name)) tensors[name] = read(name);
   return tensors;
+}
+
+/** Throws StatisticsError unless covariances fit the other statistics, up to rounding. */
+function verifyCovariance(tensors: StatisticsTensors, path: string): void {
+  const { q_mean_real: re, q_mean_imag: im, q_abs_mean: abs, q_covariance: covariance } = tensors;
+  if (covariance === undefined) return;
+  const refuse = (found: string) => {
+    throw new StatisticsError(`${COVARIANCE} of ${path}`, found, `impossible; ${REMEDY}`);
+  };
+  for (let i = 0; i < abs.length; i++) {
+    const at = (part: number) => covariance[part * abs.length + i] as number;
+    const [real, imag, both] = [at(0), at(1), at(2)];
+    if (real < 0 || imag < 0) refuse("a negative variance");
+    if (Math.abs(both) > Math.sqrt(real * imag) * 1.001 + 1e-6) {
+      refuse("a covariance larger than its variances allow");
+    }
+    // E|q|² is at least (E|q|)².
+    const size = Math.hypot(re[i] as number, im[i] as number, Math.sqrt(real + imag));
+    if ((abs[i] as number) > size * 1.001 + 1e-6) refuse("variances smaller than q_abs_mean allows");
+  }
 }
 
 function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: string): void {
@@ -169,7 +218,7 @@ function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: 
     throw new StatisticsError(`sha256 of ${path}`, found, `the file says ${metadata.sha256}; ${REMEDY}`);
   }
   const { q_mean_real: real, q_mean_imag: imag, q_abs_mean: abs, inv_freq: inverse } = tensors;
-  for (const name of [...TENSORS, ...LEARNED]) {
+  for (const name of [...TENSORS, ...OPTIONAL]) {
     if (tensors[name]?.every(Number.isFinite) === false) {
       throw new StatisticsError(`${name} of ${path}`, "not finite", REMEDY);
     }
@@ -182,6 +231,7 @@ function verify(tensors: StatisticsTensors, metadata: StatisticsMetadata, path: 
       `impossible for means; ${REMEDY}`,
     );
   }
+  verifyCovariance(tensors, path);
   if (tensors.learned_share?.some((v) => v < 0 || v > 1)) {
     throw new StatisticsError(`learned_share of ${path}`, "outside [0, 1]", REMEDY);
   }
@@ -247,12 +297,12 @@ export function saveStatistics(
   origin: { tokens: number | null; source: string; license: string; created_by: string },
   learned: LearnedSelection | null = null,
 ): StatisticsMetadata {
-  const present = [...TENSORS, ...LEARNED].flatMap((name): [TensorName, Float32Array][] => {
+  const present = [...TENSORS, ...OPTIONAL].flatMap((name): [TensorName, Float32Array][] => {
     const tensor = tensors[name];
     return tensor === undefined ? [] : [[name, tensor]];
   });
   const metadata: StatisticsMetadata = {
-    format: present.length > TENSORS.length ? STATISTICS_FORMAT : 1,
+    format: tensors.q_covariance ? STATISTICS_FORMAT : present.length > TENSORS.length ? 2 : 1,
     model,
     identity: { ...identity },
     sha256: digest(tensors),

@@ -1,7 +1,13 @@
 import { readdirSync, readFileSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test, vi } from "vitest";
-import { checkStatistics, loadStatistics, readStatisticsMetadata, StatisticsError } from "../../src/index.ts";
+import {
+  checkStatistics,
+  hasCovariance,
+  loadStatistics,
+  readStatisticsMetadata,
+  StatisticsError,
+} from "../../src/index.ts";
 import { modelGeometry } from "../../src/stats/fingerprint.ts";
 import { encodeSafetensors, withSafetensors } from "../../src/stats/safetensors.ts";
 import { temporaryDirectory } from "../helpers.ts";
@@ -60,6 +66,41 @@ test.each([
   const path = join(temporaryDirectory(), "tiny.safetensors");
   const tensors = { ...learnedTensors(), ...change };
   expect(errorOf(() => saveTiny(path, { tensors, learned: what })).message).toContain(words);
+});
+
+const covariance = (change: (i: number) => number = () => 0) => ({
+  ...tinyTensors(),
+  // Variances that q_abs_mean allows, and no covariance.
+  q_covariance: Float32Array.from({ length: 96 }, (_, i) => (i < 64 ? 40_000 : 0) + change(i)),
+});
+
+test("covariances come along", () => {
+  const path = join(temporaryDirectory(), "tiny.safetensors");
+  saveTiny(path, { tensors: covariance() });
+  const { metadata, tensors } = loadStatistics(path);
+  expect(tensors).toStrictEqual(covariance());
+  expect(metadata.format).toBe(3);
+  expect(hasCovariance(metadata)).toBe(true);
+  expect(hasCovariance(readStatisticsMetadata(saved()))).toBe(false);
+});
+
+test.each([
+  [covariance((i) => (i === 3 ? -50_000 : 0)), "a negative variance"],
+  [covariance((i) => (i === 70 ? 41_000 : 0)), "larger than its variances allow"],
+  [covariance((i) => (i < 64 ? -39_999 : 0)), "smaller than q_abs_mean allows"],
+  [covariance((i) => (i === 5 ? Number.NaN : 0)), "not finite"],
+  [{ ...covariance(), q_covariance: new Float32Array(64) }, "q_covariance"],
+])("covariances that cannot be are refused: %#", (tensors, words) => {
+  const path = join(temporaryDirectory(), "tiny.safetensors");
+  const { message } = errorOf(() => saveTiny(path, { tensors }));
+  expect(message).toContain(words);
+});
+
+test("a term expected is not learned without covariances", () => {
+  const path = join(temporaryDirectory(), "tiny.safetensors");
+  const terms: ("trig" | "expected")[] = ["trig", "expected"];
+  const run = () => saveTiny(path, { tensors: learnedTensors(), learned: { ...learned, terms } });
+  expect(errorOf(run).message).toContain("expected needs q_covariance");
 });
 
 test("every truncation is refused", () => {
