@@ -228,7 +228,7 @@ class Driver:
                 token_type_ids=None,
                 sampling_params=params,
                 return_logprob=True,
-                logprob_start_len=-1,
+                logprob_start_len=0 if self.scenario.prompt_log_probs else -1,
                 top_logprobs_num=self.scenario.spec.vocab,
                 token_ids_logprob=None,
                 stream=False,

@@ -21,6 +21,7 @@ class Scenario:
     tokens: slots of the KV pool; chunk: tokens of a prefill batch.
     interpreted: attention by SGLang's Triton kernels, interpreted, and triattn's own likewise.
     strict: SGLang's own checks of the pool, after every step.
+    prompt_log_probs: those of the prompt's tokens are asked for as well; on_finish sees them.
     """
 
     model: str = "llama"
@@ -36,6 +37,7 @@ class Scenario:
     interpreted: bool = False
     tp: int = 1
     strict: bool = True
+    prompt_log_probs: bool = False
     max_steps: int = 20000
     control: dict[str, Any] | None = None
     environ: dict[str, str] = field(default_factory=dict)

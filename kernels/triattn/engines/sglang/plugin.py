@@ -51,7 +51,10 @@ def _register_hooks() -> None:
         (_event_loop, HookType.BEFORE),
         (_pull_requests, HookType.AFTER),
         (_add_one_request, HookType.AROUND),
+        (_add_chunked_request, HookType.AROUND),
         (_running_offset, HookType.AROUND),
+        (_next_round_input, HookType.AFTER),
+        (_prepare_for_extend, HookType.AROUND),
         (_forward_batch, HookType.AFTER),
         (_cell_size, HookType.AFTER),
         (_validate_request, HookType.AFTER),
@@ -92,10 +95,33 @@ def _add_one_request(original: Any, adder: Any, request: Any, *args: Any, **kwar
     return add_one_request(current, original, adder, request, *args, **kwargs)
 
 
+def _add_chunked_request(original: Any, adder: Any, request: Any) -> Any:
+    from triattn.engines.sglang.admission import add_chunked_request
+
+    return (
+        original(adder, request)
+        if current is None
+        else add_chunked_request(current, original, adder, request)
+    )
+
+
 def _running_offset(original: Any, adder: Any, request: Any) -> Any:
     from triattn.engines.sglang.admission import running_offset
 
     return original(adder, request) if current is None else running_offset(current, original, adder, request)
+
+
+def _next_round_input(_: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+    from triattn.engines.sglang.chunks import refill
+
+    if current is not None:
+        refill(request, current.evicted(request))
+
+
+def _prepare_for_extend(original: Any, batch: Any) -> Any:
+    from triattn.engines.sglang.chunks import prepare_for_extend
+
+    return original(batch) if current is None else prepare_for_extend(current.evicted, original, batch)
 
 
 def _forward_batch(forward_batch: Any, cls: Any, batch: Any, *args: Any, **kwargs: Any) -> None:

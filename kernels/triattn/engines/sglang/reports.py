@@ -204,8 +204,9 @@ class Reports:
         )
 
     def _running(self) -> list[Any]:
-        batch = self.scheduler.running_batch
-        return [r for r in batch.reqs if not r.finished()] if batch is not None else []
+        batch, chunked = self.scheduler.running_batch, self.scheduler.chunked_req
+        requests = [*(batch.reqs if batch is not None else ()), *([] if chunked is None else [chunked])]
+        return [r for r in requests if not r.finished()]
 
     # What happened.
 

@@ -23,10 +23,14 @@ class RequestState:
     """Of the policy that the verdict is from."""
     inserts: bool = True
     """Whether the request was to enter the radix tree before it was compressed."""
+    reserved: bool = False
+    """It was admitted for what its budget lets it hold, not for its length."""
 
 
 ATTRIBUTE = "_triattn"
 """Where a request carries its state."""
+BEYOND = "_triattn_beyond"
+"""Of a request that may outgrow the pool; for as long as it lives."""
 
 
 def state_of(request: Any) -> RequestState:

@@ -1,4 +1,4 @@
-"""One scheduler process of SGLang: plans rounds before a decode step, runs them, keeps the books.
+"""One scheduler process of SGLang: plans rounds before a decode step or between chunks, runs them, keeps the books.
 
 Every tensor-parallel rank has a scheduler of its own that decides the same from the same numbers; only the first
 talks to the control plane. SGLang source: ``sglang/srt/managers/scheduler.py``.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +20,25 @@ import torch
 from triattn.config import Settings
 from triattn.engines.policy import PolicyInForce, check_policy, model_shape
 from triattn.engines.sglang import probe
+from triattn.engines.sglang.admission import SLACK, Bound, LengthLimits
+from triattn.engines.sglang.chunks import Chunks, shift_positions, takes_rounds
 from triattn.engines.sglang.reports import Reports, Watched
-from triattn.engines.sglang.requests import RequestState, own_budget, state_of, tags_of
+from triattn.engines.sglang.requests import ATTRIBUTE, BEYOND, RequestState, own_budget, state_of, tags_of
 from triattn.engines.sglang.rounds import RankRounds
 from triattn.engines.sglang.slots import Slots, Truncated
 from triattn.errors import ConfigError
 from triattn.plan import RoundPlan
 from triattn.rules import Rules, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A round of one request, whose slots are already counted as after it."""
+
+    plan: RoundPlan
+    policy: int
+    row: int
+    truncated: Truncated
 
 
 class SchedulerHooks:
@@ -52,6 +65,8 @@ class SchedulerHooks:
             self._agreed(self.reports.first_policy(settings) if self.first_rank else None), warm_up=True
         )
         self._install()
+        self.chunks = Chunks(self)
+        LengthLimits(scheduler, self)
 
     # Policy ---------------------------------------------------------------------------------------
 
@@ -100,9 +115,15 @@ class SchedulerHooks:
     def _verdict(self, request: Any, state: RequestState) -> Verdict:
         if state.verdict is None or state.generation != self._generation:
             tags = tags_of(request) if self.rules.rules else ()
-            state.verdict = self.rules.decide(
-                len(request.origin_input_ids), own_budget(request), request.priority or 0, tags
-            )
+            prompt_len, priority = len(request.origin_input_ids), request.priority or 0
+            own = own_budget(request)
+            verdict = self.rules.decide(prompt_len, own, priority, tags)
+            limit = (self.slots.total - SLACK - 1) * self.slots.page
+            if own and verdict.trigger > limit and getattr(request, BEYOND, False):
+                # It was accepted under another policy, with another interval.
+                interval = self.rules.budgetings[verdict.policy].interval
+                verdict = self.rules.decide(prompt_len, max(1, limit - interval), priority, tags)
+            state.verdict = verdict
             state.generation = self._generation
         return state.verdict
 
@@ -112,7 +133,8 @@ class SchedulerHooks:
 
     def evicted(self, request: Any) -> int:
         """E of a request."""
-        return state_of(request).evicted
+        state = getattr(request, ATTRIBUTE, None)
+        return 0 if state is None else state.evicted
 
     def growth(self, request: Any, resident: int) -> int | None:
         """See admission.Bounds."""
@@ -120,6 +142,17 @@ class SchedulerHooks:
         if not verdict.trigger or not self._can_compress[verdict.policy]:
             return None
         return max(0, verdict.trigger - resident)
+
+    def bound(self, request: Any) -> Bound | None:
+        """See admission.Bounds."""
+        verdict, chunk = self.verdict(request), self.scheduler.chunked_prefill_size
+        if not (chunk and verdict.trigger and self._can_compress[verdict.policy] and takes_rounds(request)):
+            return None
+        return Bound.of(verdict.keep, verdict.trigger, chunk, self.slots.total, self.slots.page)
+
+    def give_up(self, request: Any) -> Any:
+        """See admission.Bounds."""
+        return self.chunks.give_up(request)
 
     def _released(self, request: Any) -> None:
         """A request gives its KV back: it ended, was aborted or is retracted. E dies with it."""
@@ -129,7 +162,10 @@ class SchedulerHooks:
             self.compressed -= 1
             request.skip_radix_cache_insert = not state.inserts
         if not request.finished():
-            delattr(request, "_triattn")
+            if state.evicted:
+                # SGLang appends new output to these tokens when it resumes; they begin E late.
+                request.full_untruncated_fill_ids = request.full_untruncated_fill_ids[:0]
+            delattr(request, ATTRIBUTE)
 
     # Steps ----------------------------------------------------------------------------------------
 
@@ -153,12 +189,13 @@ class SchedulerHooks:
         def get_next_batch_to_run(*args: Any, **kwargs: Any) -> Any:
             if self._positions_due:
                 raise RuntimeError(
-                    "triattn: a decode step ran without ForwardBatch.init_new, so positions would be wrong"
+                    "triattn: a step ran without ForwardBatch.init_new, so positions would be wrong"
                 )
             planned = next_batch(*args, **kwargs)
+            self.chunks.after_pass()
             batch = planned.batch_to_run
-            if batch is not None:
-                self._positions_due = bool(self.compressed) and batch.forward_mode.is_decode()
+            if batch is not None and self.compressed:
+                self._positions_due = any(map(self.evicted, batch.reqs))
             self.reports.stepped(batch is not None)
             return planned
 
@@ -178,12 +215,15 @@ class SchedulerHooks:
         scheduler.triattn = self
 
     def set_positions(self, forward_batch: Any, batch: Any) -> None:
-        """After ``ForwardBatch.init_new``: a decoding token's position is its logical one."""
+        """After ``ForwardBatch.init_new``: a token's position is its logical one."""
+        self._positions_due = False
+        if not self.compressed:
+            return
         if forward_batch.forward_mode.is_decode():
-            self._positions_due = False
-            if self.compressed:
-                # SGLang counts logical lengths as well (orig_seq_lens); seq_lens say what attention reads.
-                forward_batch.positions = (batch.orig_seq_lens - 1).clamp(min=0).to(torch.int64)
+            # SGLang counts logical lengths as well (orig_seq_lens); seq_lens say what attention reads.
+            forward_batch.positions = (batch.orig_seq_lens - 1).clamp(min=0).to(torch.int64)
+        elif forward_batch.forward_mode.is_extend():
+            shift_positions(self.evicted, forward_batch.positions, batch)
 
     def _before_decode(self, batch: Any) -> None:
         started = time.perf_counter()
@@ -214,56 +254,76 @@ class SchedulerHooks:
         generated = request.kv_committed_len + state.evicted - len(request.origin_input_ids) + 1
         return generated < request.sampling_params.max_new_tokens
 
+    def before_chunk(self, request: Any) -> None:
+        """The round of a request in mid-prefill, if it is due; its last chunk may still run."""
+        started = time.perf_counter()
+        state, resident = state_of(request), request.kv_committed_len
+        verdict = self._verdict(request, state)
+        running = self.scheduler.running_batch.reqs
+        self.reports.resident(resident + sum(r.kv_committed_len for r in running if not r.finished()))
+        if not verdict.trigger or resident < verdict.trigger or not takes_rounds(request):
+            return
+        if not self._can_compress[verdict.policy]:
+            self.reports.skipped(request, "its policy came without statistics")
+            return
+        planned = self._plan(request, state, verdict)
+        if planned is not None:
+            # The next chunk begins behind what is kept.
+            request.already_computed -= planned.plan.resident - planned.plan.keep
+            self._launch([planned], started)
+
     def _compress(
         self, batch: Any, due: list[tuple[int, Any, RequestState, Verdict]], started: float
     ) -> None:
-        plans: list[RoundPlan] = []
-        policies: list[int] = []
-        rows: list[int] = []
-        done: list[Truncated] = []
+        planned: list[Planned] = []
         shorter = [0] * len(batch.reqs)
         for index, request, state, verdict in due:
-            prompt_len, resident = len(request.origin_input_ids), request.kv_committed_len
-            budgeting = self.rules.budgetings[verdict.policy]
-            pin_prompt = budgeting.pins_prompt(prompt_len, verdict.keep)
-            pinned = max(budgeting.sinks, prompt_len if pin_prompt else 0)
-            truncated = self.slots.truncate(request, verdict.keep, pinned)
-            if truncated is None:
-                self.reports.skipped(request, "no free slots for copies of shared ones")
-                continue
-            plan = RoundPlan(
-                request_id=request.rid,
-                computed=resident + state.evicted,
-                resident=resident,
-                previous=state.resident,
-                evicted=state.evicted,
-                keep=verdict.keep,
-                prompt_len=prompt_len,
-                pin_prompt=pin_prompt,
-            )
-            self._count(request, state, plan)
-            shorter[index] = resident - verdict.keep
-            plans.append(plan)
-            policies.append(verdict.policy)
-            rows.append(request.req_pool_idx)
-            done.append(truncated)
-        if not plans:
-            return
-        tables = self.rounds.snapshot(rows, max(plan.resident for plan in plans))
-        self._shorten(batch, shorter)
-        copies = [t.copies for t in done if t.copies is not None]
-        planned = time.perf_counter()
+            one = self._plan(request, state, verdict)
+            if one is not None:
+                shorter[index] = one.plan.resident - one.plan.keep
+                planned.append(one)
+        if planned:
+            self._shorten(batch, shorter)
+            self._launch(planned, started)
+
+    def _plan(self, request: Any, state: RequestState, verdict: Verdict) -> Planned | None:
+        prompt_len, resident = len(request.origin_input_ids), request.kv_committed_len
+        budgeting = self.rules.budgetings[verdict.policy]
+        pin_prompt = budgeting.pins_prompt(prompt_len, verdict.keep)
+        pinned = max(budgeting.sinks, prompt_len if pin_prompt else 0)
+        truncated = self.slots.truncate(request, verdict.keep, pinned)
+        if truncated is None:
+            self.reports.skipped(request, "no free slots for copies of shared ones")
+            return None
+        plan = RoundPlan(
+            request_id=request.rid,
+            computed=resident + state.evicted,
+            resident=resident,
+            previous=state.resident,
+            evicted=state.evicted,
+            keep=verdict.keep,
+            prompt_len=prompt_len,
+            pin_prompt=pin_prompt,
+        )
+        self._count(request, state, plan)
+        return Planned(plan, verdict.policy, request.req_pool_idx, truncated)
+
+    def _launch(self, planned: list[Planned], started: float) -> None:
+        plans = [one.plan for one in planned]
+        tables = self.rounds.snapshot([one.row for one in planned], max(plan.resident for plan in plans))
+        copies = [one.truncated.copies for one in planned if one.truncated.copies is not None]
+        ready = time.perf_counter()
         with self._after_forward():
-            self.rounds.run(plans, policies, tables, copies)
+            self.rounds.run(plans, [one.policy for one in planned], tables, copies)
             for index, plan in enumerate(plans):
                 if plan.request_id == self.watched and self.reports.may_show():
                     self.reports.show(plan, self.rounds.histogram(plan, tables[index]))
-        for truncated in done:
-            for release in truncated.release:
+        for one in planned:
+            for release in one.truncated.release:
                 release()
-        for plan, truncated in zip(plans, done, strict=True):
-            self.reports.round(plan, truncated.copied)
-        self.reports.batch(planned - started)
+        for one in planned:
+            self.reports.round(one.plan, one.truncated.copied)
+        self.reports.batch(ready - started)
 
     def _count(self, request: Any, state: RequestState, plan: RoundPlan) -> None:
         if not state.evicted:

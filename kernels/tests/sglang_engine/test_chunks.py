@@ -1,0 +1,240 @@
+"""Rounds between the chunks of a prefill: prompts far longer than the pool, and retracted requests that resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from engine.oracle import Oracle
+from engine.policies import document, plugin
+from engine.scenario import Request
+from engine.selection import check_selection
+
+from .driver import Driver
+from .rig import check, prompt, run
+from .scenario import Scenario
+
+pytestmark = pytest.mark.engine
+
+LONG = prompt(5, 500)
+
+
+@pytest.mark.parametrize(
+    ("page", "radix", "overlap"),
+    [(1, True, True), (16, True, True), (16, False, True), (1, False, False)],
+    ids=["radix", "radix-pages", "pages", "no-overlap"],
+)
+def test_prompts_beyond_the_pool(page: int, radix: bool, overlap: bool) -> None:
+    """Long ones after one another, with the same beginning, beside short ones that decode; one is aborted."""
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", "keydiff"),
+            requests=[
+                Request("short", LONG[:40] + prompt(1, 5), 40),
+                Request("long", LONG, 12, arrive=4),
+                Request("gone", prompt(7, 400), 10, arrive=6, abort_at=22),
+                Request("twin", LONG[:300] + prompt(6, 100), 12, arrive=30),
+                Request("grows", prompt(2, 30), 60, arrive=31),
+            ],
+            tokens=256,
+            chunk=48,
+            max_model_len=600,
+            page=page,
+            radix=radix,
+            overlap=overlap,
+        )
+    )
+    check(result, rounds=20)
+    assert check_selection(result) == result.rounds
+    assert result["gone"].finish == "abort"
+    for name in ("long", "twin"):
+        rounds = result[name].rounds[0]
+        assert rounds[0].computed < 200
+        assert all(this.n_keep == 64 for this in rounds)
+        assert sum(this.computed < len(result[name].request.prompt) for this in rounds) >= 4
+    if radix:
+        assert result["long"].cached_tokens >= 32
+        assert result["twin"].cached_tokens >= 48
+
+
+def collect_prompt(driver: Driver) -> dict[str, list[float]]:
+    """Log-probs of prompts' tokens but the first."""
+    return {name: driver._reqs[name].logprob.input_token_logprobs_val[1:] for name in driver.outcomes}
+
+
+def test_log_probs_of_the_prompt() -> None:
+    result = run(
+        Scenario(
+            "qwen3",
+            plugin("qwen3", "random"),
+            requests=[Request("a", prompt(1, 260), 10), Request("b", prompt(2, 30), 10, arrive=2)],
+            tokens=208,
+            chunk=40,
+            max_model_len=400,
+            prompt_log_probs=True,
+            on_finish=collect_prompt,
+        )
+    )
+    check(result, rounds=4)
+    for name, found in result.extra.items():
+        tokens = result[name].request.prompt
+        dense = Oracle(result.scenario.spec)(tokens, result[name].rounds.get(0, [])).numpy()
+        expected = dense[np.arange(len(tokens) - 1), tokens[1:]]
+        assert np.abs(np.array(found) - expected).max() < 1e-4, name
+
+
+class RetractAt:
+    """At these steps SGLang retracts all but one, as its own test mode does."""
+
+    def __init__(self, *steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, driver: Driver) -> None:
+        from sglang.srt.managers import scheduler
+
+        done = driver._retractions
+        scheduler.TEST_RETRACT_INTERVAL = 1
+        scheduler.TEST_RETRACT = done < len(self.steps) and driver.step >= self.steps[done]
+
+
+@pytest.mark.parametrize("page", [1, 16])
+def test_resumed_beyond_the_pool(page: int) -> None:
+    """Retracted twice, at last with more than the pool holds; it resumes beside another that runs."""
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", "random"),
+            requests=[Request("one", prompt(0, 20), 290), Request("two", prompt(1, 30), 280, arrive=1)],
+            tokens=240,
+            chunk=32,
+            max_model_len=400,
+            page=page,
+            on_step=RetractAt(120, 255),
+        )
+    )
+    check(result, rounds=60)
+    assert check_selection(result) == result.rounds
+    assert result.preemptions == 2
+    again = result["two"]
+    had = [len(again.request.prompt) + again.incarnation.index(i) for i in (1, 2)]
+    assert had[1] > 240
+    for incarnation, tokens in enumerate(had, 1):
+        assert sum(this.computed < tokens for this in again.rounds[incarnation]) >= 1
+
+
+def test_tensor_parallel() -> None:
+    result = run(
+        Scenario(
+            "llama",
+            plugin("llama", "keydiff"),
+            requests=[Request("a", prompt(1, 20), 20), Request("b", prompt(2, 300), 12, arrive=3)],
+            tokens=208,
+            chunk=48,
+            max_model_len=400,
+            tp=2,
+        )
+    )
+    check(result, rounds=4)
+    assert result["b"].rounds[0][0].computed < 200
+    assert check_selection(result) == result.rounds
+
+
+class ChangeAt:
+    """Sends a policy once while a request is in mid-prefill."""
+
+    def __init__(self, name: str, policy: dict[str, Any]) -> None:
+        self.name = name
+        self.policy = policy
+        self.sent = False
+
+    def __call__(self, driver: Driver) -> None:
+        chunked = driver.scheduler.chunked_req
+        if self.sent or chunked is None or chunked.rid != f"{self.name}.":
+            return
+        if driver.hooks.evicted(chunked):
+            self.sent = True
+            driver.set_policy(self.policy)
+            driver.wait_for(lambda: driver.hooks.reports.link._pending is not None)
+
+
+def errors(driver: Driver) -> dict[str, str]:
+    """Why requests ended."""
+    return {name: str(driver._reqs[name].finished_reason.to_json()) for name in driver.outcomes}
+
+
+def test_a_policy_that_bounds_nothing_any_more() -> None:
+    """In mid-prefill: one that fits without a budget goes on or is given back, one that cannot ends, with a reason."""
+    result = run(
+        Scenario(
+            "llama",
+            control=document("keydiff"),
+            requests=[
+                Request("short", prompt(1, 40), 30),
+                Request("beyond", prompt(2, 400), 10, arrive=3),
+                Request("fits", prompt(3, 150), 10, arrive=4),
+            ],
+            tokens=208,
+            chunk=48,
+            max_model_len=600,
+            on_step=ChangeAt("beyond", document("keydiff", budget=0)),
+            on_finish=errors,
+        )
+    )
+    assert "does not keep it inside" in result.extra["beyond"]
+    assert result["beyond"].finish == "abort"
+    result["beyond"].aborted = True
+    assert result["beyond"].round_count >= 1
+    report = check(result)
+    assert report.tokens == 40
+
+
+class Break:
+    """Takes something away that rounds between chunks depend on."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.done = False
+
+    def __call__(self, driver: Driver) -> None:
+        if self.done:
+            return
+        self.done = True
+        from triattn.engines.sglang import chunks, scheduler
+
+        count, refill = scheduler.SchedulerHooks._count, chunks.refill
+
+        def forgetful(hooks: Any, request: Any, *args: Any) -> None:
+            count(hooks, request, *args)
+            request.skip_radix_cache_insert = False
+
+        def late(request: Any, evicted: int) -> None:
+            refill(request, evicted - 1 if evicted else 0)
+            if evicted:
+                request.full_untruncated_fill_ids.pop()
+
+        if self.what == "positions":
+            scheduler.shift_positions = lambda *_: None
+        elif self.what == "tokens":
+            chunks.refill = late
+        else:
+            scheduler.SchedulerHooks._count = forgetful
+
+
+@pytest.mark.parametrize(
+    ("what", "seen"),
+    [("positions", "log-probs differ"), ("tokens", "log-probs differ"), ("tree", "log-probs differ|Leak")],
+)
+def test_the_comparison_bites(what: str, seen: str) -> None:
+    requests = [Request("first", prompt(1, 160), 4), Request("same", prompt(1, 160), 4, arrive=12)]
+    scenario = Scenario(
+        "llama",
+        plugin("llama", "keydiff"),
+        requests=requests,
+        tokens=1024,
+        chunk=48,
+        on_step=Break(what),
+    )
+    with pytest.raises(AssertionError, match=seen):
+        check(run(scenario))
