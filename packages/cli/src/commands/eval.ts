@@ -5,7 +5,7 @@ import { presets } from "@triattn/protocol";
 import { Command, Option } from "commander";
 import { NotCompressed, onDisk } from "../errors.ts";
 import { controls, type Keep, makeArms, type PinMode, readBudget, readRatio } from "../eval/arms.ts";
-import { checkTasks, evalBackend } from "../eval/backends.ts";
+import { evalBackend } from "../eval/backends.ts";
 import { chooseTasks, taskNames } from "../eval/choose.ts";
 import { EvalEngine } from "../eval/engine.ts";
 import { plots } from "../eval/plot.ts";
@@ -195,7 +195,6 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
     statistics: flags.stats,
   });
   const tasks = await chooseTasks({ model, keeps, ...flags });
-  checkTasks(flags.backend, tasks, flags.tasks);
   const settings = {
     model,
     backend: flags.backend,

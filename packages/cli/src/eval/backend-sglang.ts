@@ -43,7 +43,6 @@ export const sglang: EvalBackend = {
   // Between chunks, and before decode steps from the second one on.
   firesAt: (trigger, request) =>
     (request.generated >= 3 && beforeLastStep(request) >= trigger) || beforeLastChunk(request) >= trigger,
-  noScores: "SGLang's rounds fire before decode steps only, not while a prompt is prefilled",
   samplingNote: (flags) =>
     engineFlagValues(flags).has("enable-deterministic-inference")
       ? null

@@ -52,6 +52,5 @@ export const vllm: EvalBackend = {
   }),
   client: vllmClient,
   firesAt: (trigger, request) => beforeLastStep(request) >= trigger,
-  noScores: null,
   samplingNote: () => null,
 };

@@ -33,8 +33,6 @@ export interface EvalBackend {
   client(url: string, served: string): EngineClient;
   /** Whether a round fires before the last token of such a request is computed, once `trigger` tokens are resident. */
   firesAt(trigger: number, request: Grown): boolean;
-  /** Why nothing is compressed while a prompt is scored; null: it is. */
-  readonly noScores: string | null;
   /** What is to be known of sampled answers, where the flags do not settle it. */
   samplingNote(flags: readonly string[]): string | null;
 }

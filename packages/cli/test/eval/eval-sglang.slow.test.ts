@@ -63,31 +63,51 @@ test("SGLang: a died engine's rows are gone on with on the same engine only", as
   expect([read.code, read.stderr]).toEqual([2, expect.stringMatching(/line 2: is no row/)]);
 }, 120_000);
 
-test("SGLang: what cannot be asked of it, what it did not do, and what it cut are errors", async () => {
+test("SGLang: what it did not do, and what it cut, are errors", async () => {
   using directory = new TemporaryDirectory();
-  const out = ["--out", join(directory.path, "rows.jsonl")];
-  const text = ["--text-length", "600", "--keep", "1/8", ...out];
-  const ruler = directory.write("niah.jsonl", '{"index":0,"input":"abc","outputs":["1"]}\n');
+  const rows = join(directory.path, "rows.jsonl");
   const cases: [string, string[], number, RegExp][] = [
-    [
-      "",
-      ["--tasks", "recall,fidelity", ...text],
-      2,
-      /--tasks = recall,fidelity: SGLang's rounds fire before decode steps only, .* so fidelity would measure full KV: --tasks recall, or --backend vllm/,
-    ],
-    ["", ["--tasks", "needles", ...text], 2, /--tasks = needles: .*so needles would .*: --backend vllm$/m],
-    ["", ["--tasks", "ruler", "--data", `ruler=${ruler}`, ...out], 2, /--tasks = ruler: .*--backend vllm/],
-    ["lazy", ["--tasks", "recall", "--limit", "1", ...out], 5, /random did not compress recall/],
+    ["lazy", ["--out", rows], 5, /random did not compress recall/],
     [
       "cuts",
-      ["--tasks", "recall", "--limit", "1", "--resume", out[1] as string],
+      ["--resume", rows],
       1,
       /cut eval-\d+ after 5 of \d+ tokens: .* a larger --max-total-tokens or --context-length/,
     ],
   ];
   for (const [words, flags, code, message] of cases) {
-    const ran = await evaluate(directory, words, ...SGLANG, ...flags);
+    const ran = await evaluate(directory, words, ...SGLANG, "--tasks", "recall", "--limit", "1", ...flags);
     expect([ran.code, ran.stderr]).toEqual([code, expect.stringMatching(message)]);
-    if (code === 2) expect(ran.stderr).not.toContain("starting the engine");
   }
 }, 120_000);
+
+test("SGLang: texts are scored in chunks of one interval; seeds that it does not heed are said", async () => {
+  using directory = new TemporaryDirectory();
+  const text = directory.write("text.txt", "abcdefghij".repeat(40));
+  const what = ["--tasks", "fidelity", "--text", text, "--text-length", "200", "--limit", "2", "--json"];
+  const sizes = ["--interval", "16", "--window", "8", "--out", join(directory.path, "rows.jsonl")];
+  const sampled = ["--temperature", "0.6", "--verbose"];
+  const { code, stdout, stderr } = await evaluate(directory, "", ...SGLANG, ...what, ...sizes, ...sampled);
+  expect(code).toBe(0);
+  expect(stderr).toMatch(/"--max-running-requests", "1", .*"--chunked-prefill-size", "16"/);
+  expect(stderr).toMatch(/^SGLang draws answers without their seeds, .*--enable-deterministic-inference$/m);
+  const { fidelity } = JSON.parse(stdout.trimEnd().split("\n").at(-1) ?? "").tasks;
+  for (const arm of ["full", "random", "streaming", "keydiff"]) {
+    expect(fidelity[arm]).toMatchObject({ exact: 2, total: 2, figures: { agreement: 1, kl: 0, nll: 1 } });
+  }
+  expect(fidelity.keydiff.rounds).toBeGreaterThan(0);
+
+  const unlimited = await evaluate(
+    directory,
+    "unlimited",
+    ...SGLANG,
+    ...what.slice(0, -1),
+    ...sizes.slice(0, 4),
+    "--out",
+    join(directory.path, "other.jsonl"),
+  );
+  expect([unlimited.code, unlimited.stderr]).toEqual([
+    2,
+    expect.stringMatching(/model = \/tokenize answered 500: .*no model_max_length/),
+  ]);
+}, 60_000);
