@@ -133,7 +133,9 @@ def test_what_is_kept_is_a_part_of_the_use() -> None:
     assert torch.isposinf(promoted)[0].tolist() == [True, True, False, False, True, False]
 
 
-def test_the_reserve_costs_no_more_than_it_may() -> None:
+def test_the_reserve_costs_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    # More than are tried by default: half of what is free is within the tolerance here, wherever it comes from.
+    monkeypatch.setattr(learning, "SHARES", tuple(i / 8 for i in range(7)))
     sample = planted(7)
     weights = fit([sample])
     share = shares_of([sample], weights, [2])

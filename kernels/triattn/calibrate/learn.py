@@ -23,8 +23,6 @@ from triattn.policies.policy import z_score
 from triattn.policies.terms import Term, terms_of
 from triattn.statistics import LEARNABLE, Learned
 
-HORIZON = 256
-"""Queries whose use counts, from the time of the scores on."""
 SINKS, WINDOW = 4, 64
 """Entries that no policy worth learning evicts."""
 RIDGE = 1e-2
@@ -50,7 +48,7 @@ class Samples:
 
 def _use(values: Tensor, weights: Tensor, time: int) -> tuple[Tensor, Tensor]:
     """Damage and mass [kv_heads, time] of the entries before `time` under the queries after it."""
-    after = slice(time, min(time + HORIZON, weights.shape[1]))
+    after = slice(time, weights.shape[1])
     p = weights[:, after, :time]
     group = weights.shape[0] // values.shape[0]
     wide = values.float().repeat_interleave(group, 0)
@@ -152,8 +150,8 @@ def kept(scores: Tensor, use: Tensor, times: Sequence[int], fraction: float) -> 
 
 SEED = 0
 """Of the random scores that others are compared with: nothing else here is random."""
-SHARES = tuple(i / 8 for i in range(7))
-"""Shares of the free places that are tried for the reserve."""
+SHARES = tuple(i / 8 for i in range(5))
+"""Shares of the free places that are tried for the reserve: at most half, the rest goes by expected use."""
 TOLERANCE = 0.1
 """Part of what the learned scores keep that the reserve may cost: the price of keeping what is distinct."""
 
@@ -233,7 +231,7 @@ def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str] = LEARN
         )
     weights = fit(fitted)
     at = {kind: i for i, kind in enumerate(kinds)}
-    distinct = (at["superseded"], at["keydiff"])
+    distinct = (at["superseded"],)
     share = shares_of(fitted, weights, distinct)
     noise = torch.Generator().manual_seed(SEED)
 

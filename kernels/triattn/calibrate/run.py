@@ -24,7 +24,7 @@ from triattn.statistics import Statistics, save
 
 # Largest relative error of a rotated query: a few roundings of the dtype that cos, sin and the product have.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-LEARN_WINDOW = 768
+LEARN_WINDOW = 2048
 """Tokens of which selection is learned at once: attention is written out there, all heads of a layer."""
 LEARN_LEAST = 400
 """Fewer are not worth it: scores are taken at half the length, past sinks and window, and then watched for a while."""

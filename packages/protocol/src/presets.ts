@@ -6,14 +6,13 @@ import type { PolicyInput } from "./policy.ts";
  */
 export const presets = {
   /**
-   * triattn's own. A reserve for tokens that nothing later repeats and whose keys are unlike the others, the rest by
-   * expected use: with weights learned at calibration where the statistics have them, else trig and a little keydiff;
-   * without statistics, keydiff and recency.
+   * triattn's own. A reserve for tokens that nothing later repeats, the rest by expected use: with weights learned at
+   * calibration where the statistics have them, else trig and a little keydiff; without statistics, keydiff and recency.
    */
   auto: {
     name: "auto",
     terms: [{ kind: "trig" }, { kind: "keydiff", weight: 0.2 }, { kind: "recency", weight: 0.1 }],
-    reserve: { share: 0.5, terms: [{ kind: "superseded" }, { kind: "keydiff" }] },
+    reserve: { share: 0.5, terms: [{ kind: "superseded" }] },
     learned: true,
     statistics: "optional",
     normalize: "each",
