@@ -188,13 +188,13 @@ def load_weights(spec: ModelSpec) -> dict[str, torch.Tensor]:
 
 
 def statistics(spec: ModelSpec, seed: int = 0) -> Path:
-    """A statistics file of the model's geometry with random numbers: what trig and norm terms need."""
+    """A statistics file of the model's geometry with random numbers: what trig, norm and expected terms need."""
     from triattn.model import geometry, identity, inv_freq
     from triattn.statistics import LEARNABLE, Learned, save
 
     directory = checkpoint(spec)
     # Beside the checkpoint: vLLM loads every safetensors file in it.
-    path = directory.parent / f"{directory.name}-learned-{seed}.safetensors"
+    path = directory.parent / f"{directory.name}-covariance-{seed}.safetensors"
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         form = config(spec)
@@ -202,10 +202,12 @@ def statistics(spec: ModelSpec, seed: int = 0) -> Path:
         shape = (spec.layers, spec.query_heads, len(frequencies))
         real, imag = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
         spread = torch.rand(shape, generator=generator)
+        size = torch.hypot(real, imag) * (1 + spread) + spread
         tensors = {
             "q_mean_real": real,
             "q_mean_imag": imag,
-            "q_abs_mean": torch.hypot(real, imag) * (1 + spread) + spread,
+            "q_abs_mean": size,
+            "q_covariance": torch.stack([size, size * (1 + spread), size * (spread - 0.5)]) * size,
             "inv_freq": frequencies,
             "learned_weights": torch.randn((len(LEARNABLE), spec.layers, spec.kv_heads), generator=generator),
             "learned_share": torch.rand((spec.layers, spec.kv_heads), generator=generator),

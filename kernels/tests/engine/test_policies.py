@@ -28,7 +28,9 @@ POLICIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "auto": ("qwen3", "auto", {}),
     "auto-fixed": ("llama", "auto", {"learned": False}),
     "auto-bare": ("mha", "auto", {"bare": True}),
+    "expected-attention": ("yarn", "expected-attention", {}),
     "knorm": ("llama", "knorm", {}),
+    "leverage": ("qwen3", "leverage", {}),
     "superseded": ("yarn", "superseded", {}),
     "vase": ("llama", "vase", {"reserve": {"share": 0.3, "terms": [{"kind": "vrange"}]}}),
     "triattention-redundancy": ("qwen3", "triattention-redundancy", {}),
@@ -49,7 +51,16 @@ POLICIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "experts": ("moe", "blend", {}),
     "nothing-pinned": ("llama", "keydiff", {"pin": {"prompt": False, "sinks": 0, "window": 0}}),
 }
-WITH_KERNELS = [*list(POLICIES)[:6], "superseded", "vase", "triattention-redundancy", "segments", "reserve"]
+WITH_KERNELS = [
+    *list(POLICIES)[:6],
+    "expected-attention",
+    "leverage",
+    "superseded",
+    "vase",
+    "triattention-redundancy",
+    "segments",
+    "reserve",
+]
 """Run on the V2 runner with interpreted kernels, too: between them they use every one."""
 
 
