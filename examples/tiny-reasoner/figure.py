@@ -47,7 +47,8 @@ def draw(log: Path, out: Path) -> None:
         )
     axis = f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" fill="none" stroke="#8888"/>'
     out.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        "<title>Loss and exact held-out traces by step</title>"
         "<style>text{font:11px system-ui,sans-serif;fill:#57606a}</style>"
         f'<text x="8" y="20">exact held-out traces (teacher-forced) and loss over {last} steps</text>'
         f"{axis}{''.join(parts)}</svg>\n"
