@@ -61,6 +61,11 @@ def parse(line: str, ids: bytes) -> Example:
     return Example(item["task"], prompt, trace + bytes([EOS]))
 
 
+def task_count(tasks: str) -> int:
+    """How many tasks a list by commas names; `all` are four."""
+    return 4 if tasks == "all" else len(tasks.split(","))
+
+
 def generated(
     node: str,
     ids: bytes,

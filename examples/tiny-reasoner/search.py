@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from data import generated, read_ids
+from data import generated, read_ids, task_count
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from triattn import model as models
 from triattn.calibrate.replay import replay
 from triattn.config import parse_policy, preset
-from triattn.policies import ModelShape, Policy
+from triattn.engines.policy import model_shape
+from triattn.policies import Policy
 from triattn.statistics import Statistics
 
 
@@ -62,22 +63,10 @@ def main() -> None:
     config = AutoConfig.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     geometry = models.geometry(config)
-    assert geometry.rotary is not None
-    inverse, scaling = models.inv_freq(config)
-    shape = ModelShape(
-        layer_ids=tuple(range(geometry.layers)),
-        kv_head_ids=tuple(range(geometry.kv_heads)),
-        query_head_ids=tuple(range(geometry.query_heads)),
-        head_dim=geometry.head_dim,
-        rotary_dim=geometry.rotary.dim,
-        inv_freq=inverse.float(),
-        attention_scaling=scaling,
-        pairing=geometry.rotary.pairing,
-    )
+    shape = model_shape(config, geometry)
     statistics = Statistics.load(args.stats) if args.stats else None
-    tasks = 4 if args.tasks == "all" else len(args.tasks.split(","))
     options = {"length": args.length, "split": "train", "seed": args.seed, "task": args.tasks}
-    examples = list(generated(args.node, ids, count=args.items * tasks, **options))
+    examples = list(generated(args.node, ids, count=args.items * task_count(args.tasks), **options))
     policies: list[tuple[str, Policy | None]] = [("full", None)]
     policies += [(text, read_policy(text, args.window)) for text in args.policy]
     for name, policy in policies:

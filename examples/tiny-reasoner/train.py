@@ -18,7 +18,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import Example, ahead, batches, generated, parse, read_ids, stored, to_batch, write_tokenizer
+from data import (
+    Example,
+    ahead,
+    batches,
+    generated,
+    parse,
+    read_ids,
+    stored,
+    task_count,
+    to_batch,
+    write_tokenizer,
+)
 from figure import draw
 from model import SHAPES, TinyReasoner, export
 from muon import Muon
@@ -140,9 +151,9 @@ def held_out_items(args: argparse.Namespace, ids: bytes) -> list[tuple[int, Exam
         examples = [parse(line, ids) for line in args.held_out.read_text().splitlines()]
         return [(next((n for n in lengths if len(e.trace) <= n), lengths[-1]), e) for e in examples]
     items = []
-    tasks = 4 if args.tasks == "all" else len(args.tasks.split(","))
+    count = args.check_items * task_count(args.tasks)
     for length in lengths:
-        options = {"split": "heldout", "seed": 999, "count": args.check_items * tasks, "task": args.tasks}
+        options = {"split": "heldout", "seed": 999, "count": count, "task": args.tasks}
         items += [(length, item) for item in generated(args.node, ids, length=str(length), **options)]
     return items
 

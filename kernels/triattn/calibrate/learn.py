@@ -48,7 +48,7 @@ class Samples:
 
 def _use(values: Tensor, weights: Tensor, time: int) -> tuple[Tensor, Tensor]:
     """Damage and mass [kv_heads, time] of the entries before `time` under the queries after it."""
-    after = slice(time, weights.shape[1])
+    after = slice(time, None)
     p = weights[:, after, :time]
     group = weights.shape[0] // values.shape[0]
     wide = values.float().repeat_interleave(group, 0)

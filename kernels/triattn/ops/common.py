@@ -65,6 +65,20 @@ def load_positions(slots, index, mask, previous, evicted):
 
 
 @triton.jit
+def row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE: tl.constexpr):
+    """Logical positions of the entries at row indices `index`; `slots` points at a head's table of positions."""
+    at = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0) * BLOCK_SIZE + index % BLOCK_SIZE
+    return load_positions(slots + at, index, valid, previous, evicted)
+
+
+@triton.jit
+def cos_sin(turn):
+    """Cosine and sine, float32, of float64 revolutions, without the whole ones: exact enough at any length."""
+    angle = (turn - tl.floor(turn)).to(tl.float32) * 6.283185307179586
+    return tl.cos(angle), tl.sin(angle)
+
+
+@triton.jit
 def mix(x):
     """The finalizer of MurmurHash3 on uint32."""
     x = x ^ (x >> 16)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -18,19 +17,20 @@ from triattn.ops.common import (
     KEEP,
     PREVIOUS,
     RESIDENT,
+    cos_sin,
     field,
     layer_base,
-    load_positions,
     per_round,
     put,
+    row_positions,
     table_of,
 )
-from triattn.ops.products import key_rows, load_dims
+from triattn.ops.products import key_rows, load_dims, product32
 from triattn.policies import ModelShape, QueryStatistics
+from triattn.policies import expected as oracle
 from triattn.policies.expected import Expected, mean_turn
 
-SINKS = tl.constexpr(4)
-"""As in triattn.policies.expected."""
+SINKS = tl.constexpr(oracle.SINKS)
 
 
 def fold(term: Expected, shape: ModelShape, statistics: QueryStatistics) -> Tensor:
@@ -49,12 +49,6 @@ def fold(term: Expected, shape: ModelShape, statistics: QueryStatistics) -> Tens
     linear, square = 1 / math.sqrt(shape.head_dim), 1 / (4 * shape.head_dim)
     parts = (centre.real * linear, centre.imag * linear, size * square)
     return torch.stack([*parts, ellipse.real * square, ellipse.imag * square]).float().contiguous()
-
-
-@triton.jit
-def added(a, b, total):
-    """total + a @ b of float32 [TILE, K] and [K, N]: three TF32 products, exact to about float32."""
-    return tl.dot(a, b, total, input_precision="tf32x3")
 
 
 @per_round("table_stride", "chunks", "tiles", "raw_stride16", "fields", "tables")
@@ -114,12 +108,11 @@ def expected_kernel(
     member = tl.arange(0, COLUMNS)
     member_ok = (member < GROUP)[None, :]
 
-    # Revolutions without the whole ones, in float64: exact enough at any length.
     turn = field(fields, request, COMPUTED).to(tl.float64) * tl.load(
         turns + band, mask=band < BANDS, other=0.0
     )
-    angle = (turn - tl.floor(turn)).to(tl.float32) * 6.283185307179586
-    cos, sin = tl.cos(angle)[:, None], tl.sin(angle)[:, None]
+    cos, sin = cos_sin(turn)
+    cos, sin = cos[:, None], sin[:, None]
     cos2, sin2 = cos * cos - sin * sin, 2 * cos * sin
     PLANE: tl.constexpr = LAYERS * HEADS * GROUP * BANDS
     vectors = queries + ((layer * HEADS + head) * GROUP + member)[None, :] * BANDS + band[:, None]
@@ -144,15 +137,14 @@ def expected_kernel(
         right = load_dims(rows, band * PAIR_STEP + PAIR_GAP, dim_stride, BANDS, BANDS_P2).to(tl.float32)
         right *= scale
         total = tl.zeros([TILE, COLUMNS], tl.float32)
-        total = added(left, mean_real, total)
-        total = added(right, mean_imag, total)
-        total = added(left * left, on_real, total)
-        total = added(right * right, on_imag, total)
-        total = added(left * right, across, total)
+        total = product32(left, mean_real, total)
+        total = product32(right, mean_imag, total)
+        total = product32(left * left, on_real, total)
+        total = product32(right * right, on_imag, total)
+        total = product32(left * right, across, total)
         out = logits + (row * GROUP + member[None, :]) * stride + index[:, None]
         tl.store(out, total, mask=valid[:, None] & member_ok)
-        at = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0) * BLOCK_SIZE + index % BLOCK_SIZE
-        position = load_positions(slots + at, index, valid, previous, evicted)
+        position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
         counted = (valid & (position >= SINKS))[:, None] & (tl.abs(total) < float("inf"))
         higher = tl.maximum(top, tl.max(tl.where(counted, total, float("-inf")), axis=0))
         # Where nothing counts yet, anything finite serves.

@@ -11,9 +11,9 @@ from triattn.ops.common import (
     PREVIOUS,
     RESIDENT,
     field,
-    load_positions,
     per_round,
     put,
+    row_positions,
     table_of,
     uniform,
 )
@@ -53,12 +53,9 @@ def gumbel_kernel(
     index = tile * TILE + tl.arange(0, TILE)
     valid = index < resident
     table = table_of(fields, tables, table_stride, request)
-    block = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0)
     slots = positions + layer.to(tl.int64) * position_layer_stride + head * position_head_stride
     previous, evicted = field(fields, request, PREVIOUS), field(fields, request, EVICTED)
-    position = load_positions(
-        slots + block * BLOCK_SIZE + index % BLOCK_SIZE, index, valid, previous, evicted
-    )
+    position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
     seed = tl.load(ids + LAYERS + HEADS + 1)
     layer_id, head_id = tl.load(ids + layer), tl.load(ids + LAYERS + head)
     noise = uniform(seed, field(fields, request, COMPUTED), layer_id, head_id, position)

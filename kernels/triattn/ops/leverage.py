@@ -18,32 +18,27 @@ from triattn.ops.common import (
     RESIDENT,
     field,
     layer_base,
-    load_positions,
     per_round,
     put,
+    row_positions,
     table_of,
 )
-from triattn.ops.products import key_rows, load_dims
+from triattn.ops.products import key_rows, load_dims, product32
 from triattn.ops.superseded import halves
 from triattn.policies import ModelShape
+from triattn.policies import leverage as oracle
 from triattn.policies.leverage import Leverage, sketch
 
 SIZE = 64
 """Columns of the sketch with zeros beside them: a power of two."""
-RIDGE = tl.constexpr(1e-3)
-FLOOR = tl.constexpr(1e-20)
+RIDGE = tl.constexpr(oracle.RIDGE)
+FLOOR = tl.constexpr(oracle.FLOOR)
 
 
 def fold(term: Leverage, shape: ModelShape) -> Tensor:
     """The sketch, float32 [head_dim, SIZE]."""
     phi = sketch(term.seed, shape.head_dim)
     return torch.nn.functional.pad(phi, (0, SIZE - phi.shape[1])).contiguous()
-
-
-@triton.jit
-def product32(a, b, total):
-    """total + a @ b of float32: three TF32 products, exact to about float32."""
-    return tl.dot(a, b, total, input_precision="tf32x3")
 
 
 @triton.jit
@@ -139,8 +134,7 @@ def inverse_kernel(
         index = start + tl.arange(0, TILE)
         valid = index < resident
         rows = key_rows(base, table, index, resident, block_stride, token_stride, BLOCK_SIZE)
-        at = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0) * BLOCK_SIZE + index % BLOCK_SIZE
-        position = load_positions(slots + at, index, valid, previous, evicted)
+        position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
         x = sketched(
             phi, rows, position, turns, dim_stride,
             HEAD_DIM, BANDS, BANDS_P2, REST_P2, PAIR_STEP, PAIR_GAP, ROTATED, TILE, SIZE,
@@ -229,10 +223,8 @@ def leverage_kernel(
     index = tile * TILE + tl.arange(0, TILE)
     valid = index < resident
     rows = key_rows(base, table, index, resident, block_stride, token_stride, BLOCK_SIZE)
-    at = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0) * BLOCK_SIZE + index % BLOCK_SIZE
-    position = load_positions(
-        slots + at, index, valid, field(fields, request, PREVIOUS), field(fields, request, EVICTED)
-    )
+    previous, evicted = field(fields, request, PREVIOUS), field(fields, request, EVICTED)
+    position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
     x = sketched(
         phi, rows, position, turns, dim_stride,
         HEAD_DIM, BANDS, BANDS_P2, REST_P2, PAIR_STEP, PAIR_GAP, ROTATED, TILE, SIZE,

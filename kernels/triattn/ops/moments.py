@@ -11,8 +11,8 @@ from triattn.ops.common import (
     RESIDENT,
     evictable_span,
     field,
-    load_positions,
     per_round,
+    row_positions,
     table_of,
 )
 from triattn.ops.score import observe, store_moments
@@ -63,10 +63,7 @@ def moments_kernel(
     for start in range(first, tl.minimum(first + tiles * TILE, resident), TILE):
         index = start + tl.arange(0, TILE)
         valid = index < resident
-        block = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0)
-        position = load_positions(
-            slots + block * BLOCK_SIZE + index % BLOCK_SIZE, index, valid, previous, evicted
-        )
+        position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
         use = (valid & (position >= free) & (position < recent))[:, None]
         value = tl.load(values + index, mask=valid, other=0.0)[:, None]
         seen += use.to(tl.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from triattn.ops.common import COMPUTED, KEEP, RESIDENT, field, per_round
+from triattn.ops.common import COMPUTED, KEEP, RESIDENT, cos_sin, field, per_round
 from triattn.ops.products import EPSILON, SPLITS, split_columns
 
 
@@ -67,12 +67,11 @@ def prepare_kernel(
     where = band[:, None] * (SPLITS * COLUMNS) + column[None, :]
     out = matrices + number * MATRICES * 2 * SIZE
     if TRIG or TRIG_MAX:
-        # Revolutions since position 0, without the whole ones, in float64: exact enough at any length.
+        # Revolutions since position 0.
         computed = field(fields, request, COMPUTED).to(tl.float64)
         turn = computed * tl.load(turns + band, mask=band_mask, other=0.0)
-        angle = (turn - tl.floor(turn)).to(tl.float32) * 6.283185307179586
-        cos = tl.cos(angle)[:, None]
-        sin = tl.sin(angle)[:, None]
+        cos, sin = cos_sin(turn)
+        cos, sin = cos[:, None], sin[:, None]
         PLANE: tl.constexpr = ROWS * GROUP * BANDS
         vectors = query + (row * GROUP + member)[None, :] * BANDS + band[:, None]
         mask = band_mask[:, None] & (member < GROUP)[None, :]

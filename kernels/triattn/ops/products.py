@@ -58,6 +58,12 @@ def product(a, b, total, PARTS: tl.constexpr):
 
 
 @triton.jit
+def product32(a, b, total):
+    """total + a @ b of float32: three TF32 products, exact to about float32."""
+    return tl.dot(a, b, total, input_precision="tf32x3")
+
+
+@triton.jit
 def fold_parts(total, TILE: tl.constexpr, COLUMNS: tl.constexpr):
     """Add the parts of a product with a split matrix: [TILE, SPLITS * COLUMNS] to [TILE, COLUMNS]."""
     return tl.sum(tl.reshape(total, [TILE, SPLITS, COLUMNS]), axis=1)

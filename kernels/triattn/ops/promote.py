@@ -15,8 +15,8 @@ from triattn.ops.common import (
     RESIDENT,
     evictable_span,
     field,
-    load_positions,
     per_round,
+    row_positions,
     table_of,
 )
 from triattn.ops.select import sort_key
@@ -42,10 +42,7 @@ def segment_key(
     valid = index < resident
     eligible = valid & (tl.load(final + index, mask=valid, other=0.0) != float("inf"))
     if SEGMENTS > 1:
-        block = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0)
-        position = load_positions(
-            slots + block * BLOCK_SIZE + index % BLOCK_SIZE, index, valid, previous, evicted
-        )
+        position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
         length = tl.maximum(recent - free, 1).to(tl.int64)
         # The difference is negative for pinned entries only.
         mine = tl.maximum(position - free, 0).to(tl.int64) * SEGMENTS // length

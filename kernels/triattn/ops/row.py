@@ -17,8 +17,8 @@ from triattn.ops.common import (
     evictable_span,
     field,
     layer_base,
-    load_positions,
     per_round,
+    row_positions,
     table_of,
     uniform,
 )
@@ -107,8 +107,7 @@ def row_kernel(
         choice = request.to(tl.int64) * CHOICES + (layer * HEADS + head) % CHOICES
         score = tl.load(scores + choice * stride + index, mask=valid, other=0.0)
     else:
-        at = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0) * BLOCK_SIZE + index % BLOCK_SIZE
-        position = load_positions(slots + at, index, valid, previous, evicted)
+        position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
         if SOURCE == NOISE:
             score = tl.zeros([BLOCK], tl.float32)
             if RANDOM:

@@ -13,14 +13,15 @@ from triattn.ops.common import (
     KEEP,
     PREVIOUS,
     RESIDENT,
+    cos_sin,
     field,
     layer_base,
-    load_positions,
     per_round,
     put,
+    row_positions,
     table_of,
 )
-from triattn.ops.products import EPSILON, key_rows, load_dims
+from triattn.ops.products import EPSILON, key_rows, load_dims, product32
 
 
 @triton.jit
@@ -40,20 +41,12 @@ def halves(
     real = load_dims(rows, band * PAIR_STEP, dim_stride, BANDS, BANDS_P2).to(tl.float32)
     imag = load_dims(rows, band * PAIR_STEP + PAIR_GAP, dim_stride, BANDS, BANDS_P2).to(tl.float32)
     if ROTATED:
-        # Revolutions without the whole ones, in float64: exact enough at any length.
         turn = position.to(tl.float64)[:, None] * tl.load(turns + band, mask=band < BANDS, other=0.0)[None, :]
-        angle = (turn - tl.floor(turn)).to(tl.float32) * 6.283185307179586
-        cos, sin = tl.cos(angle), tl.sin(angle)
+        cos, sin = cos_sin(turn)
         straight = real * cos + imag * sin
         imag = imag * cos - real * sin
         real = straight
     return real, imag
-
-
-@triton.jit
-def cosines(a, b, total):
-    """total + a @ bᵀ of float32 [I, K] and [J, K]: three TF32 products, exact to about float32."""
-    return tl.dot(a, tl.trans(b), total, input_precision="tf32x3")
 
 
 @per_round("table_stride", "tiles", "raw_stride16", "channel", "fields", "tables")
@@ -114,8 +107,7 @@ def superseded_kernel(
     index = tile * TILE + tl.arange(0, TILE)
     valid = index < resident
     rows = key_rows(base, table, index, resident, block_stride, token_stride, BLOCK_SIZE)
-    at = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0) * BLOCK_SIZE + index % BLOCK_SIZE
-    position = load_positions(slots + at, index, valid, previous, evicted)
+    position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
     real, imag = halves(rows, position, turns, dim_stride, PAIR_STEP, PAIR_GAP, BANDS, BANDS_P2, ROTATED)
     length = tl.sum(real * real + imag * imag, axis=1)
     if REST_P2 > 0:
@@ -132,8 +124,7 @@ def superseded_kernel(
         other = start + tl.arange(0, TILE)
         there = other < resident
         other_rows = key_rows(base, table, other, resident, block_stride, token_stride, BLOCK_SIZE)
-        at = tl.load(table + other // BLOCK_SIZE, mask=there, other=0) * BLOCK_SIZE + other % BLOCK_SIZE
-        when = load_positions(slots + at, other, there, previous, evicted)
+        when = row_positions(slots, table, other, there, previous, evicted, BLOCK_SIZE)
         left, right = halves(
             other_rows, when, turns, dim_stride, PAIR_STEP, PAIR_GAP, BANDS, BANDS_P2, ROTATED
         )
@@ -143,10 +134,10 @@ def superseded_kernel(
             size += tl.sum(tail * tail, axis=1)
         shrink = (1.0 / tl.maximum(tl.sqrt(size), EPSILON))[:, None]
         like = tl.zeros([TILE, TILE], tl.float32)
-        like = cosines(real, left * shrink, like)
-        like = cosines(imag, right * shrink, like)
+        like = product32(real, tl.trans(left * shrink), like)
+        like = product32(imag, tl.trans(right * shrink), like)
         if REST_P2 > 0:
-            like = cosines(rest, tail * shrink, like)
+            like = product32(rest, tl.trans(tail * shrink), like)
         counts = (when[None, :] > position[:, None]) & there[None, :] & (like == like)  # noqa: PLR0124
         best = tl.maximum(best, tl.max(tl.where(counts, like, -1.0), axis=1))
     score = tl.where(length == length, -best, float("nan"))  # noqa: PLR0124
