@@ -43,7 +43,7 @@ print(json.dumps({"batch": batch, "difference": difference, "tokens": ids.shape[
 test("a small model is trained on generated items, exported, read by transformers and evaluated in a real engine", async () => {
   const train = join("examples", "tiny-reasoner", "train.py");
   const small = ["--shape", "micro", "--steps", "20", "--tokens", "4096", "--longest", "300", "--no-compile"];
-  const quick = ["--workers", "1", "--check-items", "1", "--minutes", "8", "--node", process.execPath];
+  const quick = ["--workers", "1", "--check-items", "1", "--minutes", "8", "--check-every", "10"];
   const log = await run(python, train, model, ...small, ...quick);
   const lines = log
     .trim()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import lzma
 import queue
+import shlex
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -30,18 +32,17 @@ class Example:
         return len(self.prompt) + len(self.trace)
 
 
-def command(node: str) -> list[str]:
-    """How to run triattn's command line in this clone."""
-    return [node, "--import", "tsx", str(ROOT / "packages" / "cli" / "src" / "bin.ts")]
+CLONE = shlex.join(["node", "--import", "tsx", str(ROOT / "packages" / "cli" / "src" / "bin.ts")])
+"""How to run triattn's command line in this clone."""
 
 
-def write_tokenizer(node: str, directory: Path) -> None:
+def write_tokenizer(triattn: str, directory: Path) -> None:
     """The tasks' tokenizer as Hugging Face files.
 
     Raises:
-        CalledProcessError: there is no such node, or the command failed.
+        CalledProcessError: there is no such command, or it failed.
     """
-    subprocess.run([*command(node), "eval", "tokenizer", str(directory)], check=True, cwd=ROOT)
+    subprocess.run([*shlex.split(triattn), "eval", "tokenizer", str(directory)], check=True, cwd=ROOT)
 
 
 def read_ids(tokenizer: Path) -> bytes:
@@ -67,7 +68,7 @@ def task_count(tasks: str) -> int:
 
 
 def generated(
-    node: str,
+    triattn: str,
     ids: bytes,
     *,
     length: str,
@@ -80,7 +81,7 @@ def generated(
     options = {"task": task, "length": length, "split": split, "seed": seed, "count": count}
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     process = subprocess.Popen(
-        [*command(node), "eval", "generate", *flags, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [*shlex.split(triattn), "eval", "generate", *flags, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )
     try:
         assert process.stdout is not None
@@ -171,3 +172,36 @@ def batches(
         order = torch.randperm(len(rows), generator=generator).tolist()
         yield to_batch([rows[i] for i in order], width)
         held[width] = []
+
+
+def pinned(made: Iterator[tuple[Tensor, Tensor]], depth: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches made by a thread some way ahead, in page-locked memory where there is a GPU."""
+    ready: queue.Queue[tuple[Tensor, Tensor] | BaseException] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(value: tuple[Tensor, Tensor] | BaseException) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                return ready.put(value, timeout=0.2)
+
+    def work() -> None:
+        try:
+            for inputs, targets in made:
+                gpu = torch.cuda.is_available()
+                put((inputs.pin_memory(), targets.pin_memory()) if gpu else (inputs, targets))
+                if stop.is_set():
+                    return
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch = ready.get()
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+    finally:
+        stop.set()
+        thread.join(timeout=5)

@@ -75,7 +75,10 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(split)).transpose(1, 2)
         v = self.v_proj(x).view(split).transpose(1, 2)
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        # Repeated rather than grouped: not every fused kernel takes groups, and a fallback would hold T × T weights.
+        group = self.shape.heads // self.shape.kv_heads
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
 
 

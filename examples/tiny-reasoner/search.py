@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from data import generated, read_ids, task_count
+from data import CLONE, generated, read_ids, task_count
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from triattn import model as models
@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--interval", type=int, default=64)
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--seed", type=int, default=12345)
-    parser.add_argument("--node", default="node")
+    parser.add_argument("--triattn", default=CLONE, help="command line of triattn, for the generators")
     return parser.parse_args()
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     shape = model_shape(config, geometry)
     statistics = Statistics.load(args.stats) if args.stats else None
     options = {"length": args.length, "split": "train", "seed": args.seed, "task": args.tasks}
-    examples = list(generated(args.node, ids, count=args.items * task_count(args.tasks), **options))
+    examples = list(generated(args.triattn, ids, count=args.items * task_count(args.tasks), **options))
     policies: list[tuple[str, Policy | None]] = [("full", None)]
     policies += [(text, read_policy(text, args.window)) for text in args.policy]
     for name, policy in policies:

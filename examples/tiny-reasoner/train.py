@@ -19,11 +19,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from data import (
+    CLONE,
     Example,
     ahead,
     batches,
     generated,
     parse,
+    pinned,
     read_ids,
     stored,
     task_count,
@@ -36,7 +38,7 @@ from muon import Muon
 
 STAGES = "0:100-300,0.12:100-700,0.30:100-1500,0.60:200-2500,0.80:200-4000"
 """Curriculum: part of the training from which on, least and most tokens of a trace."""
-WIDTHS = [384, 1024, 2048, 3072, 4608]
+WIDTHS = [448, 1024, 1792, 2816, 4608]
 """Of compiled batches, few since each is compiled; otherwise every multiple of 64."""
 CHECK_LENGTHS = [300, 1500, 4000]
 
@@ -52,6 +54,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--minutes", type=float, default=28.0, help="stop this run after so long; --resume goes on"
     )
+    parser.add_argument(
+        "--by-time",
+        action="store_true",
+        help="curriculum and learning rate follow the clock and end with --minutes, whatever the machine's speed",
+    )
     parser.add_argument("--tokens", type=int, default=131072, help="tokens of a batch, padding included")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--stages", type=stages, default=STAGES, help="curriculum: PART:LEAST-MOST,…")
@@ -63,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--no-compile", action="store_true")
-    parser.add_argument("--node", default="node", help="Node 20 or newer, for the generators")
+    parser.add_argument("--triattn", default=CLONE, help="command line of triattn, for the generators")
     parser.add_argument("--workers", type=int, default=4, help="generator processes")
     parser.add_argument(
         "--data", type=Path, nargs="*", default=[], help="files of items instead of generators"
@@ -72,15 +79,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--check-every", type=int, default=1000, help="steps between held-out checks")
     parser.add_argument("--check-items", type=int, default=16, help="held-out items of each task and length")
     parser.add_argument("--resume", action="store_true", help="go on with the checkpoint beside OUT")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.by_time and args.resume:
+        parser.error("--by-time runs from start to end: it cannot --resume")
+    return args
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up, plateau, and a linear end over the last third."""
-    warm = max(20, steps // 50)
-    if step < warm:
-        return peak * (step + 1) / warm
-    return peak * min(1.0, max(0.02, (steps - step) / (steps / 3)))
+def learning_rate(done: float, peak: float) -> float:
+    """Warm-up, plateau, and a linear end over the last third; ``done`` is the part of the training behind, 0 to 1."""
+    if done < 0.02:
+        return peak * max(0.01, done / 0.02)
+    return peak * min(1.0, max(0.02, (1 - done) * 3))
 
 
 def stages(text: str) -> list[tuple[float, int, int]]:
@@ -89,9 +98,9 @@ def stages(text: str) -> list[tuple[float, int, int]]:
     return [(float(part), int(least), int(most)) for part, least, most in entries]
 
 
-def stage(args: argparse.Namespace, step: int) -> tuple[int, int]:
-    """Least and most tokens of a trace at this step of the training."""
-    _, least, most = max(entry for entry in args.stages if entry[0] <= step / args.steps)
+def stage(args: argparse.Namespace, done: float) -> tuple[int, int]:
+    """Least and most tokens of a trace when this part of the training is behind."""
+    _, least, most = max(entry for entry in args.stages if entry[0] <= done)
     return min(least, args.longest), min(most, args.longest)
 
 
@@ -118,7 +127,7 @@ def source(args: argparse.Namespace, ids: bytes, number: int, lengths: tuple[int
         return ahead([stored(args.data, ids, least, most)])
     seeds = [args.seed * 100_000 + number * 100 + worker for worker in range(args.workers)]
     options = {"length": f"{least}-{most}", "split": "train", "task": args.tasks}
-    return ahead([generated(args.node, ids, seed=seed, **options) for seed in seeds])
+    return ahead([generated(args.triattn, ids, seed=seed, **options) for seed in seeds])
 
 
 @torch.no_grad()
@@ -129,7 +138,8 @@ def check(
     right: dict[str, list[bool]] = {}
     for length, example in held_out:
         inputs, targets = to_batch([example], len(example) - 1)
-        with autocast(device):
+        # Lengths of all kinds: not worth compiling.
+        with autocast(device), torch.compiler.set_stance("force_eager"):
             logits = model(inputs.to(device))
         wanted = targets[0] >= 0
         same = (logits[0].argmax(-1).cpu() == targets[0])[wanted]
@@ -154,7 +164,7 @@ def held_out_items(args: argparse.Namespace, ids: bytes) -> list[tuple[int, Exam
     count = args.check_items * task_count(args.tasks)
     for length in lengths:
         options = {"split": "heldout", "seed": 999, "count": count, "task": args.tasks}
-        items += [(length, item) for item in generated(args.node, ids, length=str(length), **options)]
+        items += [(length, item) for item in generated(args.triattn, ids, length=str(length), **options)]
     return items
 
 
@@ -166,7 +176,7 @@ def main() -> None:
     device, began = args.device, time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "tokenizer.json").exists():
-        write_tokenizer(args.node, args.out)
+        write_tokenizer(args.triattn, args.out)
     ids = read_ids(args.out / "tokenizer.json")
     model = TinyReasoner(SHAPES[args.shape]).to(device)
     steppers = optimizers(model, args)
@@ -180,7 +190,11 @@ def main() -> None:
         step = state["step"]
     elif log_path.exists():
         log_path.unlink()
-    step_model = model if args.no_compile else torch.compile(model, dynamic=False)
+    if not args.no_compile:
+        # A layer rather than the model: all layers share its code, so that each width is compiled once.
+        torch._dynamo.config.recompile_limit = 64
+        for layer in model.model.layers:
+            layer.compile(dynamic=False)
     wide = args.longest + 640
     widths = list(range(128, wide, 64)) if args.no_compile else [w for w in WIDTHS if w <= wide] or WIDTHS[:1]
     held_out = held_out_items(args, ids)
@@ -198,23 +212,29 @@ def main() -> None:
         torch.save(state, checkpoint.with_suffix(".part"))
         checkpoint.with_suffix(".part").rename(checkpoint)
 
+    def done() -> float:
+        """Part of the training that is behind."""
+        return (time.monotonic() - began) / (args.minutes * 60) if args.by_time else step / args.steps
+
     seen, losses = 0, []
     out_of_time = False
     while step < args.steps and not out_of_time:
-        lengths = stage(args, step)
+        lengths = stage(args, done())
         examples = source(args, ids, step, lengths)
-        for inputs, targets in batches(examples, args.tokens, widths, generator):
-            if step >= args.steps or stage(args, step) != lengths:
+        ready = pinned(batches(examples, args.tokens, widths, generator))
+        for inputs, targets in ready:
+            if step >= args.steps or stage(args, done()) != lengths:
                 break
             if time.monotonic() - began > args.minutes * 60:
                 out_of_time = True
                 break
-            rate = learning_rate(step, args.steps, args.rate)
+            rate = learning_rate(done(), args.rate)
             for group in (group for optimizer in steppers for group in optimizer.param_groups):
                 group["lr"] = rate
             with autocast(device):
-                logits = step_model(inputs.to(device, non_blocking=True))
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=-100)
+                logits = model(inputs.to(device, non_blocking=True))
+            wanted = targets.to(device, non_blocking=True).flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1), wanted, ignore_index=-100)
             model.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -229,6 +249,7 @@ def main() -> None:
             if step % args.check_every == 0:
                 log(exact=check(model, args, held_out, device))
                 save()
+        ready.close()  # type: ignore[attr-defined]
         examples.close()  # type: ignore[attr-defined]
     save()
     # What is exported is rounded: so is what is checked last.
@@ -242,7 +263,7 @@ def main() -> None:
         parameters=sum(p.numel() for p in model.parameters()),
     )
     draw(log_path, args.out / "training.svg")
-    if math.isfinite(args.minutes) and step < args.steps:
+    if math.isfinite(args.minutes) and step < args.steps and not args.by_time:
         print(f"stopped after {step} of {args.steps} steps: --resume goes on", flush=True)
 
 
