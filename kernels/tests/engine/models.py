@@ -22,7 +22,8 @@ EXPERTS_PER_TOKEN = 2
 @dataclass(frozen=True)
 class ModelSpec:
     """Shape of a tiny model; ``family`` is "llama", "qwen3" (with q_norm and k_norm) or "qwen3_moe" (the same with
-    a mixture of experts, two of which see each token)."""
+    a mixture of experts, two of which see each token). ``numbers``: the dtype that its weights are numbers of, so
+    that an engine that computes in it has the very weights that the oracle has."""
 
     name: str
     family: str = "llama"
@@ -35,6 +36,7 @@ class ModelSpec:
     experts: int = 0
     vocab: int = 256
     max_len: int = 4096
+    numbers: str = "float32"
     rotary: dict = field(
         default_factory=lambda: {"rope_type": "default", "rope_theta": 10000.0},
         hash=False,
@@ -154,7 +156,7 @@ def weights(spec: ModelSpec) -> dict[str, torch.Tensor]:
         if spec.family != "llama":
             tensors[at + "self_attn.q_norm.weight"] = scale(spec.head_dim, 1.3)
             tensors[at + "self_attn.k_norm.weight"] = scale(spec.head_dim, 1.3)
-    return tensors
+    return {name: tensor.to(getattr(torch, spec.numbers)).float() for name, tensor in tensors.items()}
 
 
 def cache_dir() -> Path:

@@ -195,18 +195,20 @@ def oracle_log_probs(run: Run, outcome: Outcome, rounds: dict[int, list[Round]] 
 
 @dataclass(frozen=True)
 class Report:
-    """Result of a comparison; ``worst`` is the largest absolute difference of a log-prob."""
+    """Result of a comparison; ``worst`` is the largest absolute difference of a log-prob, ``mean`` that of all."""
 
     worst: float
     by_request: dict[str, float]
     tokens: int
     rounds: int
+    mean: float = 0.0
 
 
 def compare(run: Run, only: Iterable[str] | None = None) -> Report:
     """Largest |difference| of any log-prob of any generated token from the oracle's."""
     worst: dict[str, float] = {}
     tokens = rounds = 0
+    total = 0.0
     for name in run.outcomes if only is None else only:
         outcome = run[name]
         for incarnation in outcome.rounds.values():
@@ -216,8 +218,10 @@ def compare(run: Run, only: Iterable[str] | None = None) -> Report:
             continue
         assert outcome.log_probs is not None, "the scenario recorded no log-probs"
         tokens += len(outcome.tokens)
-        worst[name] = float(np.abs(outcome.log_probs - oracle_log_probs(run, outcome)).max())
-    return Report(max(worst.values(), default=0.0), worst, tokens, rounds)
+        difference = np.abs(outcome.log_probs - oracle_log_probs(run, outcome))
+        worst[name] = float(difference.max())
+        total += float(difference.mean()) * len(outcome.tokens)
+    return Report(max(worst.values(), default=0.0), worst, tokens, rounds, total / max(tokens, 1))
 
 
 def check(run: Run, rounds: int = 0, each: int = 0, tolerance: float = TOLERANCE) -> Report:

@@ -122,7 +122,7 @@ class Outcome:
 
 @dataclass
 class Run:
-    """What an engine did in a scenario."""
+    """What an engine did in a scenario. graph_steps: decode steps that replayed a CUDA graph, where it is counted."""
 
     scenario: Scenario
     outcomes: dict[str, Outcome]
@@ -136,6 +136,7 @@ class Run:
     acks: list[Any] = field(default_factory=list)
     extra: Any = None
     version: str = ""
+    graph_steps: int = 0
 
     def __getitem__(self, request_id: str) -> Outcome:
         return self.outcomes[request_id]

@@ -46,11 +46,19 @@ def run_all(scenarios: Mapping[str, Scenario], timeout: float = 400) -> tuple[di
             process.wait(timeout)
         except subprocess.TimeoutExpired:
             process.kill()
-        out = directory / "out.pickle"
-        kind, value = pickle.loads(out.read_bytes()) if out.exists() else ("error", "the process died")
-        if kind == "ok":
-            done[name] = value
+        answer = answer_of(directory)
+        if isinstance(answer, str):
+            failed[name] = answer
         else:
-            tail = (directory / "log.txt").read_text(errors="replace")[-2500:]
-            failed[name] = f"{str(value)[-2500:]}\n--- log\n{tail}"
+            done[name] = answer
     return done, failed
+
+
+def answer_of(directory: Path) -> Run | str:
+    """What a scenario's process left in its directory: a run, or what it said when it failed."""
+    out = directory / "out.pickle"
+    kind, value = pickle.loads(out.read_bytes()) if out.exists() else ("error", "the process died")
+    if kind == "ok":
+        return value
+    tail = (directory / "log.txt").read_text(errors="replace")[-2500:]
+    return f"{str(value)[-2500:]}\n--- log\n{tail}"

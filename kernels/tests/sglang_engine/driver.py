@@ -7,6 +7,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,10 @@ class Nobody:
         raise zmq.Again
 
 
+def _array(kept: Any) -> np.ndarray:
+    return kept if isinstance(kept, np.ndarray) else kept.cpu().numpy()
+
+
 class Driver:
     """One scheduler under one scenario. Its public methods are for ``Scenario.on_step``."""
 
@@ -58,7 +63,7 @@ class Driver:
         """Tokens that a request had when it was retracted, each time."""
         self._future = sorted(scenario.requests, key=lambda r: r.arrive)
         self._inbox: list[Any] = []
-        self._retractions = 0
+        self._retractions = self._replays = 0
         self._peak_used = self._peak_running = 0
         self._reader: Any = None
         self._ended = False
@@ -72,7 +77,7 @@ class Driver:
         os.environ.update(scenario.environ)
         if scenario.strict:
             os.environ["SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY"] = "1"
-            os.environ["SGLANG_CHECK_KV_PAGE_INVARIANTS"] = "1"
+            os.environ["SGLANG_CHECK_KV_PAGE_INVARIANTS"] = str(int(scenario.pages))
         if scenario.plugin is not None:
             os.environ["TRIATTN_POLICY"] = json.dumps(scenario.plugin["policy"])
             if "statistics" in scenario.plugin:
@@ -96,6 +101,18 @@ class Driver:
             observe.observers.append(
                 lambda r: self._round(r.request_id, Round(r.computed, r.evicted_total, r.kept.numpy().copy()))
             )
+            if scenario.device != "cpu":
+                self._observe_later()
+
+    def _observe_later(self) -> None:
+        """What rounds keep stays on the device until the end: a host that waits for it hides what overlaps."""
+        from triattn.engines.sglang.rounds import RankRounds
+
+        def observe(_: Any, plan: Any, positions: Any) -> None:
+            evicted = plan.evicted + plan.resident - plan.keep
+            self._round(plan.request_id, Round(plan.computed, evicted, positions))
+
+        RankRounds.observe = observe
 
     def _scheduler(self, arguments: Any, ports: Any, rank: int) -> Any:
         from sglang.srt.managers.scheduler import Scheduler
@@ -110,11 +127,22 @@ class Driver:
         from sglang.srt.server_args import PortArgs, ServerArgs
 
         scenario = self.scenario
-        arguments = {
-            "model_path": str(checkpoint(scenario.spec)),
-            "device": "cpu",
+        cuda = {
+            "dtype": "bfloat16",
+            "attention_backend": "triton",
+            "disable_prefill_cuda_graph": True,
+            "cuda_graph_bs_decode": [n for n in (1, 2, 4, 8, 16, 24) if n < scenario.max_running]
+            + [scenario.max_running],
+            # max_total_tokens sizes the pool; the fraction only says that other processes may take some memory.
+            "mem_fraction_static": 0.8,
+        }
+        cpu = {
             "dtype": "float32",
             "attention_backend": "triton" if scenario.interpreted else "torch_native",
+        }
+        arguments = {
+            "model_path": str(checkpoint(scenario.spec)),
+            "device": scenario.device,
             "sampling_backend": "pytorch",
             "skip_tokenizer_init": True,
             "context_length": scenario.max_model_len,
@@ -128,6 +156,7 @@ class Driver:
             "tp_size": scenario.tp,
             "random_seed": 0,
             "log_level": "info",
+            **(cpu if scenario.device == "cpu" else cuda),
             **scenario.server,
         }
         server = ServerArgs(**arguments)
@@ -145,13 +174,18 @@ class Driver:
                     os._exit(0)
         scheduler = self.scheduler = self._scheduler(arguments, ports, 0)
         self.hooks = getattr(scheduler, "triattn", None)
+        assert scheduler.enable_overlap == self.scenario.overlap
+        assert scheduler.tree_cache.disable != self.scenario.radix
         self.allocator, self.tree = scheduler.token_to_kv_pool_allocator, scheduler.tree_cache
         self._listen()
         start = time.monotonic()
         scheduler.run_event_loop()
         if self._failure is not None:
             raise self._failure
-        return self._result(time.monotonic() - start)
+        seconds = time.monotonic() - start
+        for rounds in (r for o in self.outcomes.values() for r in o.rounds.values()):
+            rounds[:] = [replace(r, kept=_array(r.kept)) for r in rounds]
+        return self._result(seconds)
 
     def _listen(self) -> None:
         """Put the driver where the scheduler reads its requests, and watch retractions."""
@@ -181,6 +215,16 @@ class Driver:
             return handle(request, *args, **kwargs)
 
         scheduler._add_request_to_queue = queued
+        graphs = getattr(scheduler.tp_worker.model_runner, "decode_cuda_graph_runner", None)
+        # Without graphs it is the runner of eager steps.
+        if type(graphs).__name__ == "DecodeCudaGraphRunner":
+            execute = graphs.execute
+
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                self._replays += 1
+                return execute(*args, **kwargs)
+
+            graphs.execute = counted
 
     def _round(self, rid: str, this: Round) -> None:
         name = rid[:-1]
@@ -227,9 +271,9 @@ class Driver:
                 mm_inputs=None,
                 token_type_ids=None,
                 sampling_params=params,
-                return_logprob=True,
+                return_logprob=self.scenario.log_probs,
                 logprob_start_len=0 if self.scenario.prompt_log_probs else -1,
-                top_logprobs_num=self.scenario.spec.vocab,
+                top_logprobs_num=self.scenario.spec.vocab if self.scenario.log_probs else 0,
                 token_ids_logprob=None,
                 stream=False,
                 priority=request.priority or None,
@@ -339,6 +383,8 @@ class Driver:
         bounds = self._incarnations.get(outcome.request.id, [])
         outcome.incarnation = [sum(index >= bound for bound in bounds) for index in range(len(tokens))]
         outcome.cached_tokens = request.cached_tokens
+        if not self.scenario.log_probs:
+            return
         found = request.logprob
         rows = np.full((len(tokens), self.scenario.spec.vocab), np.nan, np.float32)
         if found is not None and found.output_top_logprobs_val:
@@ -364,4 +410,5 @@ class Driver:
             acks=self.control.acks if self.control is not None else [],
             extra=scenario.on_finish(self) if scenario.on_finish else None,
             version=sglang.__version__,
+            graph_steps=self._replays,
         )

@@ -20,7 +20,10 @@ class Scenario:
     plugin: {"policy": document, "statistics": path}, given to SGLang through TRIATTN_POLICY and TRIATTN_STATS.
     tokens: slots of the KV pool; chunk: tokens of a prefill batch.
     interpreted: attention by SGLang's Triton kernels, interpreted, and triattn's own likewise.
+    device: "cpu", or "cuda": SGLang as it is there, with its own kernels and CUDA graphs for decode, in bfloat16.
     strict: SGLang's own checks of the pool, after every step.
+    pages: those of every page as well, for which the host waits for the device.
+    log_probs: those of every generated token, over the vocabulary.
     prompt_log_probs: those of the prompt's tokens are asked for as well; on_finish sees them.
     """
 
@@ -36,7 +39,10 @@ class Scenario:
     overlap: bool = True
     interpreted: bool = False
     tp: int = 1
+    device: str = "cpu"
     strict: bool = True
+    pages: bool = True
+    log_probs: bool = True
     prompt_log_probs: bool = False
     max_steps: int = 20000
     control: dict[str, Any] | None = None

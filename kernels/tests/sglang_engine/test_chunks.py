@@ -14,13 +14,12 @@ from engine.selection import check_selection
 
 from triattn.engines.sglang.admission import SLACK, Bound
 
+from . import cases
 from .driver import Driver
 from .rig import check, prompt, run
 from .scenario import Scenario
 
 pytestmark = pytest.mark.engine
-
-LONG = prompt(5, 500)
 
 
 @pytest.mark.parametrize(
@@ -29,40 +28,10 @@ LONG = prompt(5, 500)
     ids=["radix", "radix-pages", "pages", "no-overlap"],
 )
 def test_prompts_beyond_the_pool(page: int, radix: bool, overlap: bool) -> None:
-    """Long ones after one another, with the same beginning, beside short ones that decode; one is aborted.
-
-    The beginning is in the radix tree: as much of it is used as leaves room for the rest.
-    """
-    result = run(
-        Scenario(
-            "llama",
-            plugin("llama", "keydiff"),
-            requests=[
-                Request("whole", LONG[:190], 5, budget=0),
-                Request("short", LONG[:40] + prompt(1, 5), 40),
-                Request("long", LONG, 12, arrive=4),
-                Request("gone", prompt(7, 400), 10, arrive=6, abort_at=22),
-                Request("twin", LONG[:300] + prompt(6, 100), 12, arrive=30),
-                Request("grows", prompt(2, 30), 60, arrive=31),
-            ],
-            tokens=256,
-            chunk=48,
-            max_model_len=600,
-            page=page,
-            radix=radix,
-            overlap=overlap,
-        )
-    )
+    result = run(cases.beyond_the_pool(page, radix, overlap))
     check(result, rounds=20)
     assert check_selection(result) == result.rounds
-    assert result["gone"].finish == "abort"
-    for name in ("long", "twin"):
-        rounds = result[name].rounds[0]
-        assert rounds[0].computed < 200
-        assert all(this.n_keep == 64 for this in rounds)
-        assert sum(this.computed < len(result[name].request.prompt) for this in rounds) >= 4
-    if radix:
-        assert result["long"].cached_tokens == (141 if page == 1 else 96)
+    cases.check_beyond_the_pool(result)
 
 
 def test_what_is_reserved_suffices() -> None:
@@ -116,43 +85,12 @@ def test_log_probs_of_the_prompt() -> None:
         assert np.abs(np.array(found) - expected).max() < 1e-4, name
 
 
-class RetractAt:
-    """At these steps SGLang retracts all but one, as its own test mode does."""
-
-    def __init__(self, *steps: int) -> None:
-        self.steps = steps
-
-    def __call__(self, driver: Driver) -> None:
-        from sglang.srt.managers import scheduler
-
-        done = driver._retractions
-        scheduler.TEST_RETRACT_INTERVAL = 1
-        scheduler.TEST_RETRACT = done < len(self.steps) and driver.step >= self.steps[done]
-
-
 @pytest.mark.parametrize("page", [1, 16])
 def test_resumed_beyond_the_pool(page: int) -> None:
-    """Retracted twice, at last with more than the pool holds; it resumes beside another that runs."""
-    result = run(
-        Scenario(
-            "llama",
-            plugin("llama", "random"),
-            requests=[Request("one", prompt(0, 20), 290), Request("two", prompt(1, 30), 280, arrive=1)],
-            tokens=240,
-            chunk=32,
-            max_model_len=400,
-            page=page,
-            on_step=RetractAt(120, 255),
-        )
-    )
+    result = run(cases.resumed_beyond_the_pool(page))
     check(result, rounds=60)
     assert check_selection(result) == result.rounds
-    assert result.preemptions == 2
-    again = result["two"]
-    had = [len(again.request.prompt) + again.incarnation.index(i) for i in (1, 2)]
-    assert had[1] > 240
-    for incarnation, tokens in enumerate(had, 1):
-        assert sum(this.computed < tokens for this in again.rounds[incarnation]) >= 1
+    cases.check_resumed_beyond_the_pool(result)
 
 
 def test_tensor_parallel() -> None:

@@ -8,7 +8,7 @@ from engine.policies import plugin
 from engine.scenario import Request
 from engine.selection import check_selection
 
-from .driver import Driver
+from . import cases
 from .rig import check, prompt, run
 from .scenario import Scenario
 
@@ -20,27 +20,9 @@ pages = pytest.mark.parametrize("page", [1, 16])
 @pages
 @pytest.mark.parametrize("overlap", [True, False], ids=["overlap", "no-overlap"])
 def test_shared_prompts(page: int, overlap: bool) -> None:
-    """Prompts in the radix tree, some pinned and left there, some that compete and are copied out of it."""
-    shared = prompt(8, 48)
-    result = run(
-        Scenario(
-            "llama",
-            plugin("llama", "keydiff", budget=96),
-            requests=[
-                Request("a", shared + prompt(1, 10), 70),
-                Request("b", shared + prompt(2, 140), 40, arrive=3),
-                Request("gone", shared, 80, arrive=5, abort_after=60),
-                Request("same", shared + prompt(1, 10), 70, arrive=40),
-                Request("c", prompt(3, 20), 110, arrive=30),
-            ],
-            chunk=64,
-            page=page,
-            overlap=overlap,
-        )
-    )
+    result = run(cases.shared_prompts(page, overlap))
     check(result, rounds=15)
-    assert result["b"].cached_tokens >= 48
-    assert result["same"].cached_tokens >= 48
+    cases.check_shared_prompts(result)
 
 
 @pages
@@ -106,22 +88,7 @@ def test_budgets_of_requests() -> None:
 
 @pages
 def test_aborts(page: int) -> None:
-    """Waiting, in prefill, before, between and right at rounds."""
-    result = run(
-        Scenario(
-            "llama",
-            plugin("llama", "random", interval=4),
-            requests=[
-                Request("stays", prompt(1, 40), 60),
-                *(Request(f"a{i}", prompt(i, 50), 80, arrive=i, abort_after=10 + i) for i in range(8)),
-                Request("in prefill", prompt(30, 200), 10, arrive=4, abort_at=6),
-                Request("waiting", prompt(31, 200), 10, arrive=4, abort_at=5),
-            ],
-            chunk=48,
-            max_running=6,
-            page=page,
-        )
-    )
+    result = run(cases.aborts(page))
     check(result, rounds=8)
     assert len(result["stays"].tokens) == 60
 
@@ -141,37 +108,12 @@ def test_admission_sees_the_budget() -> None:
     assert bounded.steps < free.steps
 
 
-def overcommit(driver: Driver) -> None:
-    """As if requests generated nothing of what they ask for: SGLang then admits more than fits."""
-    driver.scheduler.new_token_ratio_tracker.current = 0.0
-
-
 @pages
 @pytest.mark.parametrize("radix", [True, False], ids=["radix", "no-radix"])
 def test_retracted_and_resumed(page: int, radix: bool) -> None:
-    """More budget than cache: a compressed request loses its slots, is computed again and evicted anew."""
-    result = run(
-        Scenario(
-            "llama",
-            plugin("llama", "random", budget=96, interval=16),
-            requests=[
-                Request("old0", prompt(0, 20), 120),
-                Request("old1", prompt(1, 20), 120, arrive=1),
-                Request("long", prompt(2, 130), 90, arrive=20),
-                Request("late", prompt(3, 50), 70, arrive=45),
-            ],
-            tokens=272,
-            max_model_len=256,
-            page=page,
-            radix=radix,
-            on_step=overcommit,
-        )
-    )
+    result = run(cases.retracted(page, radix))
     check(result)
-    assert result.preemptions >= 1
-    assert any(
-        len(o.rounds.get(0, [])) >= 1 and len(o.rounds.get(1, [])) >= 1 for o in result.outcomes.values()
-    ), {name: {i: len(r) for i, r in o.rounds.items()} for name, o in result.outcomes.items()}
+    cases.check_retracted(result)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,15 @@ from typing import Any
 from triattn.bench.engine import Bench, measure, random_statistics, write_model
 
 CONTEXT = 36864
+MOST_REQUESTS = 384
+
+
+def _settle() -> None:
+    """Wait for the device: what the measuring thread launches is on another stream than the scheduler's."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class Feed:
@@ -92,7 +101,9 @@ class SglangBench(Bench):
             "load_format": "dummy",
             "skip_tokenizer_init": True,
             "context_length": CONTEXT,
-            "max_running_requests": 384,
+            "max_running_requests": MOST_REQUESTS,
+            # SGLang's own limit follows the GPU's memory; beyond it decode steps run without graphs.
+            "cuda_graph_max_bs_decode": MOST_REQUESTS,
             "random_seed": 0,
             **options.get("engine", {}),
         }
@@ -158,7 +169,9 @@ class SglangBench(Bench):
 
     def use(self, policy: Any, *, warm_up: bool) -> None:
         """See Bench."""
+        _settle()
         self.hooks._use(policy, warm_up=warm_up)
+        _settle()
 
     def counters(self) -> Any:
         """See Bench."""
@@ -214,6 +227,7 @@ class SglangBench(Bench):
             self.step()
         assert not self._running and not self.scheduler.waiting_queue, "requests left after an abort"
         self.scheduler.flush_cache()
+        _settle()
 
     def prefill(self, lengths: list[int]) -> None:
         """See Bench."""
@@ -238,6 +252,13 @@ class SglangBench(Bench):
 def main() -> None:
     """Run the arms of the options given as JSON in the first argument; the last line printed is the result."""
     options = json.loads(sys.argv[1])
+    # As SGLang sets them where it starts its schedulers.
+    for name, value in (
+        ("NCCL_CUMEM_ENABLE", "0"),
+        ("NCCL_NVLS_ENABLE", "0"),
+        ("CUDA_DEVICE_MAX_CONNECTIONS", "8"),
+    ):
+        os.environ.setdefault(name, value)
     # Admit by what requests hold, not by the 30,000 tokens that each asks for: the arms say how many run.
     os.environ.setdefault("SGLANG_CLIP_MAX_NEW_TOKENS_ESTIMATION", "1")
     bench = SglangBench(options)

@@ -226,11 +226,12 @@ def model_geometry(config: Any) -> wire.ModelGeometry:
 def capabilities(scheduler: Any) -> list[str]:
     """Names of what is on in this engine, for the control plane to show."""
     arguments = scheduler.server_args
+    decode = getattr(getattr(arguments, "cuda_graph_config", None), "decode", None)
     found = {
         "overlap-scheduling": bool(scheduler.enable_overlap),
         "chunked-prefill": bool(scheduler.chunked_prefill_size),
         "prefix-caching": not scheduler.tree_cache.disable,
-        "cuda-graphs": scheduler.device == "cuda" and not getattr(arguments, "disable_cuda_graph", False),
+        "cuda-graphs": scheduler.device == "cuda" and getattr(decode, "backend", "disabled") != "disabled",
         "tensor-parallel": arguments.tp_size > 1,
     }
     return [f"attention-{arguments.attention_backend}", *(name for name, on in found.items() if on)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triattn.engines import observe
 from triattn.engines.clock import RoundClock
-from triattn.engines.policy import heads_of, model_shape
+from triattn.engines.policy import PolicyInForce, heads_of, model_shape
 from triattn.engines.rounds import PolicyRounds
 from triattn.engines.sglang import probe
 from triattn.engines.sglang.caches import layer_caches
@@ -62,6 +62,15 @@ class RankRounds(PolicyRounds):
         self.clock = RoundClock(self.device)
         self._group = scheduler.tp_group if size > 1 else None
         self._alive: deque[tuple[Any, ...]] = deque(maxlen=KEEP_ALIVE)
+
+    def use(self, policy: PolicyInForce, *, warm_up: bool = False) -> None:
+        """See PolicyRounds. Nothing that rounds on their way still read is given back; after a warm-up everything is
+        on the device, whichever thread and stream made it."""
+        before = self._prepared
+        super().use(policy, warm_up=warm_up)
+        self._alive.append((before,))
+        if warm_up and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def snapshot(self, rows: Sequence[int], length: int) -> Tensor:
         """A copy of the first ``length`` slots of these rows of the table, int32 [rows, length], on the current
