@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from engine.models import checkpoint
@@ -86,7 +87,7 @@ def _ports(count: int) -> list[int]:
 def _start(item: Scenario, site: Path, port: int) -> tuple[Path, subprocess.Popen[bytes]]:
     checkpoint(item.spec)
     directory = Path(tempfile.mkdtemp(prefix="triattn-gpu-"))
-    item.server.setdefault("nccl_port", port)
+    item = replace(item, server={"nccl_port": port, **item.server})
     (directory / "in.pickle").write_bytes(pickle.dumps(item))
     command = [sys.executable, "-m", "gpu.sglang_child", str(directory)]
     with (directory / "log.txt").open("wb") as log:

@@ -59,6 +59,7 @@ class Runs:
         self.skipped = {n: r for b, r in reasons.items() if r for n in SCENARIOS if n.endswith(b)}
         wanted = {n: s for n, s in SCENARIOS.items() if n not in self.skipped}
         self.done, self.failed = run_all(wanted, timeout=330 if DEVICE == "cuda" else 3000)
+        self.baselines: dict[str, Report] = {}
         for name, text in self.failed.items():
             print(f"=== {name}\n{text}")
 
@@ -74,7 +75,10 @@ class Runs:
         server = run.scenario.server
         backend = "fp8" if "kv_cache_dtype" in server else server.get("attention_backend")
         name = f"plain {run.scenario.model.removeprefix('bf16-')}"
-        return rig.compare(self[f"{name} {backend}" if backend else name])
+        name = f"{name} {backend}" if backend else name
+        if name not in self.baselines:
+            self.baselines[name] = rig.compare(self[name])
+        return self.baselines[name]
 
 
 @pytest.fixture(scope="module")
