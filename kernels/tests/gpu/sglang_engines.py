@@ -70,6 +70,8 @@ def environment(site: Path, device: str) -> dict[str, str]:
         "NCCL_CUMEM_ENABLE": "0",
         "NCCL_NVLS_ENABLE": "0",
         "CUDA_DEVICE_MAX_CONNECTIONS": "8",
+        # Not a pool of compilers for each of many processes.
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

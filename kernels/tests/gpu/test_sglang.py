@@ -50,15 +50,27 @@ BEYOND = [f"{name}{end}" for name in ("beyond the pool", "resumed beyond the poo
 SOAKS = ["soak", "soak pages"]
 
 
-class Runs:
-    """What came of every scenario that could be run."""
+def unmodified(name: str) -> str:
+    """The run of the unmodified engine that a scenario is compared with."""
+    if name.startswith(("idle", "never-due")):
+        return "unmodified gqa4-128"
+    server = SCENARIOS[name].server
+    backend = "fp8" if "kv_cache_dtype" in server else server.get("attention_backend", "")
+    return f"plain {SCENARIOS[name].model.removeprefix('bf16-')} {backend}".rstrip()
 
-    def __init__(self) -> None:
+
+class Runs:
+    """What came of the scenarios of these names, and of those that they are compared with."""
+
+    def __init__(self, names: set[str]) -> None:
         torch.set_num_threads(4)
-        reasons = {b: missing(b) for b in BACKENDS if any(n.endswith(b) for n in SCENARIOS)}
-        self.skipped = {n: r for b, r in reasons.items() if r for n in SCENARIOS if n.endswith(b)}
-        wanted = {n: s for n, s in SCENARIOS.items() if n not in self.skipped}
-        self.done, self.failed = run_all(wanted, timeout=330 if DEVICE == "cuda" else 3000)
+        names = names | {unmodified(name) for name in names}
+        reasons = {
+            backend: missing(backend) for backend in BACKENDS if any(n.endswith(backend) for n in names)
+        }
+        self.skipped = {n: r for b, r in reasons.items() if r for n in names if n.endswith(b)}
+        wanted = {n: s for n, s in SCENARIOS.items() if n in names and n not in self.skipped}
+        self.done, self.failed = run_all(wanted, timeout=450 if DEVICE == "cuda" else 3000)
         self.baselines: dict[str, Report] = {}
         for name, text in self.failed.items():
             print(f"=== {name}\n{text}")
@@ -70,20 +82,19 @@ class Runs:
             pytest.fail(f"{name}: the engine failed: {self.failed[name][-4000:]}")
         return self.done[name]
 
-    def baseline(self, run: Run) -> Report:
+    def baseline(self, name: str) -> Report:
         """What the unmodified engine of the same model and attention differs from the oracle by."""
-        server = run.scenario.server
-        backend = "fp8" if "kv_cache_dtype" in server else server.get("attention_backend")
-        name = f"plain {run.scenario.model.removeprefix('bf16-')}"
-        name = f"{name} {backend}" if backend else name
-        if name not in self.baselines:
-            self.baselines[name] = rig.compare(self[name])
-        return self.baselines[name]
+        plain = unmodified(name)
+        if plain not in self.baselines:
+            self.baselines[plain] = rig.compare(self[plain])
+        return self.baselines[plain]
 
 
 @pytest.fixture(scope="module")
-def runs() -> Runs:
-    return Runs()
+def runs(request: pytest.FixtureRequest) -> Runs:
+    """Of what the chosen tests need, and no more."""
+    items = [item for item in request.session.items if item.path == request.path]
+    return Runs({item.callspec.params["name"] for item in items})
 
 
 WORST, MEAN = 2.0, 1.6
@@ -93,7 +104,7 @@ WORST, MEAN = 2.0, 1.6
 def check(runs: Runs, name: str, rounds: int = 0, each: int = 0, worst: float = WORST) -> Run:
     """The oracle agrees, nothing leaked, and compression fired."""
     run = runs[name]
-    plain = runs.baseline(run)
+    plain = runs.baseline(name)
     report = rig.check(run, rounds, each, worst * plain.worst)
     print(
         f"{name}: worst {report.worst:.3f} ({plain.worst:.3f} unmodified), mean {report.mean:.4f} "
@@ -113,7 +124,7 @@ def test_log_probs_are_the_masked_models(runs: Runs, name: str) -> None:
 def test_the_check_bites(runs: Runs, name: str) -> None:
     """An oracle that ignores a request's evictions, or the later half of its rounds, differs by far more."""
     run = runs[name]
-    outcome, plain = run["r5"], runs.baseline(run)
+    outcome, plain = run["r5"], runs.baseline(name)
 
     def difference(rounds: list[Round]) -> np.ndarray:
         return np.abs(outcome.log_probs - rig.oracle_log_probs(run, outcome, {0: rounds}))
@@ -139,7 +150,7 @@ def test_decode_steps_replay_cuda_graphs(runs: Runs, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["idle gqa4-128", "never-due gqa4-128"])
 def test_nothing_evicted_is_the_unmodified_engine(runs: Runs, name: str) -> None:
-    plain, idle = runs["unmodified gqa4-128"], runs[name]
+    plain, idle = runs[unmodified(name)], runs[name]
     assert idle.rounds == 0
     assert idle.steps == plain.steps
     for request, outcome in plain.outcomes.items():
