@@ -1,4 +1,4 @@
-"""Scenarios on real SGLang schedulers, each in a process of its own, as many at once as there are cores."""
+"""Scenarios on real SGLang schedulers, each in a process of its own, as many at once as there are cores, up to 16."""
 
 from __future__ import annotations
 
@@ -100,10 +100,11 @@ def _start(item: Scenario, site: Path, port: int) -> tuple[Path, subprocess.Pope
 
 
 def run_all(
-    scenarios: Mapping[str, Scenario], timeout: float, at_once: int | None = None
+    scenarios: Mapping[str, Scenario], timeout: float, at_once: int = 16
 ) -> tuple[dict[str, Run], dict[str, str]]:
     """Runs by name, and of those that failed, or were not done after ``timeout`` seconds, what they said."""
     site, logs = rig.plugin_site(), os.environ.get(LOGS)
+    at_once = min(at_once, len(os.sched_getaffinity(0)))
     waiting = deque(zip(scenarios, _ports(len(scenarios)), strict=True))
     running: dict[str, tuple[Path, subprocess.Popen[bytes]]] = {}
     done: dict[str, Run] = {}
@@ -111,7 +112,7 @@ def run_all(
     end = time.monotonic() + timeout
     while running or waiting:
         late = time.monotonic() > end
-        while waiting and not late and len(running) < (at_once or os.cpu_count() or 1):
+        while waiting and not late and len(running) < at_once:
             name, port = waiting.popleft()
             running[name] = _start(scenarios[name], site, port)
         if late:

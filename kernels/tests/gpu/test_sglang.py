@@ -2,8 +2,8 @@
 (and others where their kernels are installed). Log-probs against the masked dense oracle, which is float32; the
 engine computes in bfloat16 with the same weights, so the tolerance is measured: what the unmodified engine differs by.
 
-Every scenario runs in a process of its own, as many at once as there are cores; nothing makes the host wait for the
-device that would not in service, apart from SGLang's check of every page in the soaks, now and then.
+Every scenario runs in a process of its own, up to 16 at once; nothing makes the host wait for the device that would not
+in service, apart from SGLang's check of every page in the soaks, now and then.
 
     cd kernels && python -m pytest tests/gpu/test_sglang.py
 
