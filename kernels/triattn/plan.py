@@ -51,6 +51,9 @@ class RoundPlan:
     copies: tuple[tuple[int, int, int], ...] = ()
     policy: int = 0
     """Which of the policies in force scores it (``triattn.rules.Verdict``)."""
+    known: int = 0
+    """Rows from 0 on for which terms remember what they found in the round before: ``previous`` where the same
+    policy scored that round, else 0."""
 
 
 def cdiv(a: int, b: int) -> int:

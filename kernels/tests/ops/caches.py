@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -47,6 +48,31 @@ class Case:
     positions: torch.Tensor
     batch: RoundBatch
     plans: list[RoundPlan]
+    memory: torch.Tensor
+    """float32 [2, *positions.shape]: what terms remember of the entries that are `known`."""
+
+    def on(self, device: str) -> Case:
+        """A copy on a device, every cache with the strides that it has here."""
+        moved: dict[int, torch.Tensor] = {}
+
+        def there(x: torch.Tensor) -> torch.Tensor:
+            base = x if x._base is None else x._base
+            if id(base) not in moved:
+                moved[id(base)] = base.to(device, copy=True)
+            return moved[id(base)].as_strided(x.shape, x.stride(), x.storage_offset())
+
+        caches = [
+            StridedCache(there(c.k), there(c.v)) if isinstance(c, StridedCache) else copy.deepcopy(c)
+            for c in self.caches
+        ]
+        batch = replace(
+            self.batch,
+            block_tables=self.batch.block_tables.to(device, copy=True),
+            fields=self.batch.fields.to(device, copy=True),
+        )
+        return replace(
+            self, caches=caches, positions=there(self.positions), memory=there(self.memory), batch=batch
+        )
 
     def entries(self, request: int, count: int):
         """K, V [layers, heads, count, dim] and positions [layers, heads, count] of a request's first rows."""
@@ -90,6 +116,7 @@ def case(
                 keep=r["keep"],
                 prompt_len=r.get("prompt_len", 0),
                 pin_prompt=r.get("pin", False),
+                known=r.get("known", 0),
             )
         )
         index = torch.arange(previous)
@@ -102,4 +129,5 @@ def case(
         layer_cache(layout, total, model.kv_heads, block_size, model.head_dim, dtype, gen)
         for _ in range(model.layers)
     ]
-    return Case(model, caches, positions, RoundBatch.of(plans, tables, rows), plans)
+    memory = torch.rand(2, *positions.shape, generator=gen) * 2 - 1
+    return Case(model, caches, positions, RoundBatch.of(plans, tables, rows), plans, memory)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tests.ops.caches import LAYOUTS, case
 from tests.policies.builders import policy, shape, statistics
+from triattn.ops.interface import FIELDS
 from triattn.ops.torch_rounds import TorchRounds, moves
 
 requests = st.lists(
@@ -57,13 +58,7 @@ def test_a_round_keeps_the_selected_entries_and_moves_only_the_tail(
     untouched = copy.deepcopy((made.caches, made.positions))
     kept = []
     for i, values in enumerate(made.batch.fields.tolist()):
-        fields = dict(
-            zip(
-                ("row", "resident", "previous", "evicted", "keep", "computed", "prompt_len", "pin_prompt"),
-                values,
-                strict=True,
-            )
-        )
+        fields = dict(zip(FIELDS, values, strict=True))
         kept.append(rounds.select(fields, made.batch.block_tables[fields["row"]])[0])
         assert bool((kept[-1].sum(-1) == min(made.plans[i].keep, made.plans[i].resident)).all())
     rounds.run(made.batch)
@@ -127,7 +122,7 @@ def test_a_pin_outlives_many_rounds():
     fields = made.batch.fields
     for evicted in range(8, 80, 8):
         # Eight more tokens arrived in the rows after the kept twelve.
-        fields[0] = torch.tensor([int(fields[0, 0]), 20, 12, evicted, 12, 20 + evicted, 5, 1])
+        fields[0] = torch.tensor([int(fields[0, 0]), 20, 12, evicted, 12, 20 + evicted, 5, 1, 0])
         rounds.run(made.batch)
         table = made.batch.block_tables[int(fields[0, 0])]
         index = torch.arange(12)

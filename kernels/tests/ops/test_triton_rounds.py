@@ -5,7 +5,6 @@ Kept entries and positions must be the oracle's exactly; the scores of random da
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import msgspec
@@ -23,7 +22,10 @@ from triattn.statistics import LEARNABLE
 
 pytestmark = pytest.mark.slow
 
-SHORT = Tuning(score_tile=32, anchor_tile=16, anchor_tiles=2, aggregate_tile=32, move_tile=32)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SHORT = Tuning(
+    score_tile=32, anchor_tile=16, anchor_tiles=2, aggregate_tile=32, move_tile=32, superseded_new=16
+)
 """Rows fit in one program."""
 LONG = Tuning(
     score_tile=32,
@@ -31,6 +33,7 @@ LONG = Tuning(
     anchor_tiles=2,
     aggregate_tile=32,
     move_tile=32,
+    superseded_new=32,
     row_blocks=(16,),
     long_block=32,
     long_count=32,
@@ -39,7 +42,7 @@ LONG = Tuning(
 
 REQUESTS: list[dict[str, Any]] = [
     {"resident": 90, "keep": 61},
-    {"resident": 140, "keep": 100, "previous": 80, "evicted": 40, "prompt_len": 10, "pin": True},
+    {"resident": 140, "keep": 100, "previous": 80, "evicted": 40, "prompt_len": 10, "pin": True, "known": 80},
     {"resident": 20, "keep": 30},
 ]
 EACH = {"selection": "per_layer_per_head"}
@@ -119,19 +122,26 @@ def both(
         compiled = policy(*terms, pin={"prompt": True, "sinks": 1, "window": 2}, **fields)
     else:
         compiled = Policy.of(name)
-    ours = case(this, requests, layout=layout, block_size=block_size, dtype=dtype, gen=generator)
+    oracle = case(this, requests, layout=layout, block_size=block_size, dtype=dtype, gen=generator)
     stats = statistics(this, generator)
     if name == "learned":
         stats.learned_terms = LEARNABLE
         stats.learned_weights = torch.randn(len(LEARNABLE), this.layers, this.kv_heads, generator=generator)
         stats.learned_share = torch.rand(this.layers, this.kv_heads, generator=generator)
-    oracle = copy.deepcopy(ours)
-    TorchRounds(oracle.caches, oracle.positions, this, compiled, stats).run(oracle.batch)
+    ours = oracle.on(DEVICE)
+    TorchRounds(oracle.caches, oracle.positions, this, compiled, stats, oracle.memory).run(oracle.batch)
     rounds = TritonRounds(
-        ours.caches, ours.positions, this, compiled, stats, tuning=tuning, workspace_bytes=1 << 20
+        ours.caches,
+        ours.positions,
+        this,
+        compiled,
+        stats,
+        memory=ours.memory,
+        tuning=tuning,
+        workspace_bytes=1 << 20,
     )
     rounds.run(ours.batch)
-    return ours, oracle
+    return ours.on("cpu"), oracle
 
 
 def check(ours: Case, oracle: Case) -> None:
@@ -144,6 +154,8 @@ def check(ours: Case, oracle: Case) -> None:
         size = oracle.positions.shape[-1]
         blocks, offsets = table[index // size].long(), index % size
         assert torch.equal(ours.positions[:, :, blocks, offsets], oracle.positions[:, :, blocks, offsets])
+        remembered = (case.memory[:, :, :, blocks, offsets] for case in (ours, oracle))
+        torch.testing.assert_close(*remembered, atol=1e-4, rtol=0)
         for mine, theirs in zip(ours.caches, oracle.caches, strict=True):
             for which in ("k", "v"):
                 got, want = (cache.read(which, blocks, offsets).float() for cache in (mine, theirs))
@@ -196,7 +208,9 @@ def test_every_preset_over_shapes(number: int, name: str) -> None:
     """Each preset on two of the shapes in turn; pins made small, so that most entries compete."""
     document = preset(name)
     document = msgspec.structs.replace(document, pin=wire.Pin(prompt=True, sinks=2, window=4))
-    requests = [{"resident": 70, "keep": 44, "previous": 50, "evicted": 9, "prompt_len": 5, "pin": True}]
+    requests = [
+        {"resident": 70, "keep": 44, "previous": 50, "known": 50, "evicted": 9, "prompt_len": 5, "pin": True}
+    ]
     for dtype, model in (SHAPES[number % len(SHAPES)], SHAPES[(number + 3) % len(SHAPES)]):
         check(*both(document, SHORT, dtype, layers=1, kv_heads=2, requests=requests, **model))
 
@@ -213,12 +227,17 @@ def test_the_check_bites() -> None:
 def test_block_copies_carry_positions() -> None:
     generator = torch.Generator().manual_seed(2)
     this = shape(layers=2, kv_heads=2, group=1, head_dim=32)
-    compiled = policy({"kind": "random"}, normalize="none", selection="per_layer_per_head")
-    ours = case(this, REQUESTS, block_size=16, gen=generator)
-    oracle = copy.deepcopy(ours)
+    compiled = policy({"kind": "superseded"}, normalize="none", selection="per_layer_per_head")
+    oracle = case(this, REQUESTS, block_size=16, gen=generator)
+    ours = oracle.on(DEVICE)
     pairs = torch.tensor([[1, 4], [2, 0]], dtype=torch.int32)
-    TorchRounds(oracle.caches, oracle.positions, this, compiled).copy_blocks(pairs)
-    TritonRounds(ours.caches, ours.positions, this, compiled, workspace_bytes=1 << 20).copy_blocks(pairs)
+    TorchRounds(oracle.caches, oracle.positions, this, compiled, memory=oracle.memory).copy_blocks(pairs)
+    rounds = TritonRounds(
+        ours.caches, ours.positions, this, compiled, memory=ours.memory, workspace_bytes=1 << 20
+    )
+    rounds.copy_blocks(pairs.to(DEVICE))
+    ours = ours.on("cpu")
+    assert torch.equal(ours.memory, oracle.memory)
     assert torch.equal(ours.positions, oracle.positions)
     for mine, theirs in zip(ours.caches, oracle.caches, strict=True):
         assert torch.equal(mine.k, theirs.k)

@@ -317,7 +317,8 @@ def compressed(bench: Bench, budget: int, arms: list[str]) -> list[dict[str, Any
         for arm in arms if turn % 2 == 0 else reversed(arms):
             use(arm)
             before = bench.counts()
-            result = bench.window(2 * interval)
+            # Every request has a round of the new policy first: terms that remember begin anew with it.
+            result = bench.window(2 * interval, skip=interval + 16)
             fired = bench.fired(before)
             if not fired["rounds"]:
                 raise SystemExit(f"arm {arm}: compression did not fire")

@@ -115,6 +115,7 @@ def measure(
             keep=budget,
             prompt_len=100,
             pin_prompt=False,
+            known=budget,
         )
         for i in range(requests)
     ]

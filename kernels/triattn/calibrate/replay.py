@@ -16,6 +16,7 @@ from torch import Tensor
 
 from triattn.calibrate.errors import CalibrationError
 from triattn.policies import ModelShape, Policy, QueryStatistics, Round
+from triattn.policies.context import Memory
 
 NAME = "triattn_replay"
 
@@ -28,6 +29,9 @@ class Cache:
         self.values: list[Tensor | None] = [None] * layers
         self.positions: list[Tensor | None] = [None] * layers
         self.computed = 0
+        self.known = 0
+        self.memory: dict[tuple[Any, int], Tensor] = {}
+        """What terms remember, by (term, layer): float32 [kv_heads, `known`]."""
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Append entries [kv_heads, n, D] at the next positions."""
@@ -41,6 +45,11 @@ class Cache:
     ) -> None:
         """Keep `keep` entries for each layer and head; `fields` are a Round's prompt_len and pin_prompt, and keep."""
         keep = fields.pop("keep")
+
+        def stored(term: Any, layer: int) -> Tensor:
+            return self.memory[term, layer]
+
+        memory = Memory(self.known, stored)
         ctx = Round(
             model=shape,
             keys=lambda layer: self.keys[layer].float(),
@@ -48,15 +57,20 @@ class Cache:
             positions=torch.stack(self.positions),
             computed=self.computed,
             statistics=statistics,
+            memory=memory,
             **fields,
         )
         kept = policy.select(ctx, keep)
+        self.known, self.memory = keep, {}
         for layer in range(shape.layers):
             index = kept[layer].nonzero()[:, 1].view(shape.kv_heads, -1)
             wide = index[..., None].expand(-1, -1, shape.head_dim)
             self.keys[layer] = self.keys[layer].gather(1, wide)
             self.values[layer] = self.values[layer].gather(1, wide)
             self.positions[layer] = self.positions[layer].gather(1, index)
+            for (term, where), values in memory.found.items():
+                if where == layer:
+                    self.memory[term, layer] = values.gather(1, index)
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from triattn import wire
 from triattn.engines import kept, observe
 from triattn.engines.policy import PolicyInForce, load_statistics, scoring_key
-from triattn.ops.interface import LayerCache, Rounds
+from triattn.ops.interface import LayerCache, Rounds, planes
 from triattn.plan import RoundPlan
 from triattn.policies import ModelShape, Policy
 
@@ -50,6 +50,8 @@ class PolicyRounds:
         self._prepared: dict[Any, Rounds] = {}
         """By what they were made from."""
         self._scratch: Any = None
+        self._memory = planes(positions, 0)
+        """What terms remember of entries; the policies in force share it, since each request has but one."""
 
     def use(self, policy: PolicyInForce, *, warm_up: bool = False) -> None:
         """Put a policy in force on this rank. What differs from the one before in budgets alone is kept as it is.
@@ -59,17 +61,28 @@ class PolicyRounds:
         """
         keys = [scoring_key(policy, number) for number in range(len(policy.documents))]
         prepared: dict[Any, Rounds] = {}
+        fresh: list[Rounds] = []
         for key in keys:
             if key is None or key in prepared:
                 continue
             rounds = self._prepared.get(key)
             if rounds is None:
                 rounds = self._make(key[0], policy.statistics if key[1] else None)
-                if warm_up:
-                    rounds.warm_up()
+                fresh.append(rounds)
             prepared[key] = rounds
         self.policy, self._prepared = policy, prepared
+        self._share_memory()
+        for rounds in fresh if warm_up else ():
+            rounds.warm_up()
         self._rounds = [None if key is None else prepared[key] for key in keys]
+
+    def _share_memory(self) -> None:
+        """As many planes as a policy in force needs. After a change of policy no request counts on what they hold."""
+        needed = max((rounds.planes for rounds in self._prepared.values()), default=0)
+        if needed != len(self._memory):
+            self._memory = planes(self.positions, needed)
+        for rounds in self._prepared.values():
+            rounds.remember_in(self._memory)
 
     def of(self, number: int) -> Rounds:
         """The rounds of document ``number`` of the policy in force."""
@@ -86,10 +99,12 @@ class PolicyRounds:
         if not uses_kernels(self.device.type):
             from triattn.ops.torch_rounds import TorchRounds
 
-            return TorchRounds(self.caches, self.positions, self.shape, policy, statistics)
+            return TorchRounds(self.caches, self.positions, self.shape, policy, statistics, self._memory)
         from triattn.ops.triton_rounds import TritonRounds
 
-        rounds = TritonRounds(self.caches, self.positions, self.shape, policy, statistics)
+        rounds = TritonRounds(
+            self.caches, self.positions, self.shape, policy, statistics, memory=self._memory
+        )
         # Rounds of several policies follow one another on a stream: one scratch memory does for all.
         self._scratch = rounds.workspace = self._scratch or rounds.workspace
         return rounds

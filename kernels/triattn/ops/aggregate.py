@@ -124,7 +124,7 @@ def aggregate_kernel(
     final,  # float32 [requests, CHOICES, raw_stride16 * 16], out
     raw,  # float32 [requests, LAYERS, HEADS, CHANNELS, raw_stride16 * 16]
     partials,  # float32 [requests, LAYERS, HEADS, chunks, 2 * CHANNELS + 1]: see score
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     weights,  # float32 [LAYERS * HEADS, sets]

@@ -16,7 +16,7 @@ def anchor_kernel(
     anchors,  # float32 [requests, LAYERS, HEADS, chunks, HEAD_DIM], out
     bases,  # int64 [GROUP_LAYERS]: addresses of K
     layers,  # int32 [GROUP_LAYERS]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     table_stride,
     chunks,

@@ -7,6 +7,7 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import libdevice
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 """The interpreter multiplies bfloat16 matrices as if they were integers; there they are widened first."""
@@ -20,7 +21,8 @@ KEEP = tl.constexpr(4)
 COMPUTED = tl.constexpr(5)
 PROMPT_LEN = tl.constexpr(6)
 PIN_PROMPT = tl.constexpr(7)
-FIELD_COUNT = tl.constexpr(8)
+KNOWN = tl.constexpr(8)
+FIELD_COUNT = tl.constexpr(9)
 
 
 def per_round(*names: str) -> Callable[[Callable[..., None]], Any]:
@@ -76,6 +78,24 @@ def cos_sin(turn):
     """Cosine and sine, float32, of float64 revolutions, without the whole ones: exact enough at any length."""
     angle = (turn - tl.floor(turn)).to(tl.float32) * 6.283185307179586
     return tl.cos(angle), tl.sin(angle)
+
+
+@triton.jit
+def unturned(real, imag, position, turns, band, BANDS: tl.constexpr):
+    """Keys [TILE, bands] as they were before the rotary embedding at `position` [TILE]; `turns` float64 [BANDS].
+
+    Angles are whole numbers of 2^-32 revolutions, whose product with a position is right modulo one: half of one off
+    for each token of the position, 1e-4 radians at 131,072. Sine and cosine are the hardware's, to 2^-20.
+    """
+    step = tl.load(turns + band, mask=band < BANDS, other=0.0)
+    step = (step * 4294967296.0 + 0.5).to(tl.int64).to(tl.uint32)
+    phase = position.to(tl.uint32)[:, None] * step[None, :]
+    angle = phase.to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
+    if INTERPRETED:
+        cos, sin = tl.cos(angle), tl.sin(angle)
+    else:
+        cos, sin = libdevice.fast_cosf(angle), libdevice.fast_sinf(angle)
+    return real * cos + imag * sin, imag * cos - real * sin
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Moves of kept entries into holes: K, V and position. Sources lie at or beyond `keep`, holes below it.
+"""Moves of kept entries into holes: K, V, position, and what terms remember. Sources lie at or beyond `keep`, holes below it.
 
 The two never overlap, so programs may move in any order. The oracle is triattn.ops.torch_rounds.
 """
@@ -31,6 +31,8 @@ def move_tile(
     keys,
     values,
     slots,
+    memory,
+    memory_plane,
     previous,
     evicted,
     k_block_stride,
@@ -42,9 +44,10 @@ def move_tile(
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_P2: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PLANES: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    """Moves `start` and on of a row's list; `keys`, `values` and `slots` point at its layer and head."""
+    """Moves `start` and on of a row's list; `keys`, `values`, `slots` and `memory` point at its layer and head."""
     number = start + tl.arange(0, TILE)
     mask = number < count
     source = tl.load(list_base + number, mask=mask, other=0)
@@ -69,6 +72,10 @@ def move_tile(
     tl.store(k_to[:, None] + k_dim, k, mask=wide)
     tl.store(v_to[:, None] + v_dim, v, mask=wide)
     tl.store(slots + target_block * BLOCK_SIZE + target_offset, position, mask=mask)
+    for plane in tl.static_range(PLANES):
+        remembered = memory + plane * memory_plane
+        value = tl.load(remembered + source_block * BLOCK_SIZE + source_offset, mask=mask)
+        tl.store(remembered + target_block * BLOCK_SIZE + target_offset, value, mask=mask)
 
 
 @per_round("table_stride", "tiles", "move_stride", "fields", "tables")
@@ -78,12 +85,14 @@ def compact_kernel(
     key_bases,  # int64 [GROUP_LAYERS]
     value_bases,  # int64 [GROUP_LAYERS]
     layers,  # int32 [GROUP_LAYERS]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
+    memory,  # float32 [PLANES, LAYERS, HEADS, blocks, BLOCK_SIZE]: what terms remember of entries
     table_stride,
     tiles,
     move_stride,
+    memory_plane,
     position_layer_stride,
     position_head_stride,
     k_block_stride,
@@ -102,6 +111,7 @@ def compact_kernel(
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_P2: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PLANES: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Execute lists of moves; one program: one tile of the list of one (request, layer, head)."""
@@ -118,6 +128,7 @@ def compact_kernel(
     count = tl.load(counts + choice)
     if tile * TILE >= count:
         return
+    row = layer.to(tl.int64) * position_layer_stride + head * position_head_stride
     move_tile(
         moves + choice * 2 * move_stride,
         move_stride,
@@ -126,7 +137,9 @@ def compact_kernel(
         table_of(fields, tables, table_stride, request),
         layer_base(key_bases, slot, DTYPE, ALIGN) + head * k_head_stride,
         layer_base(value_bases, slot, DTYPE, ALIGN) + head * v_head_stride,
-        positions + layer.to(tl.int64) * position_layer_stride + head * position_head_stride,
+        positions + row,
+        memory + row,
+        memory_plane,
         field(fields, request, PREVIOUS),
         field(fields, request, EVICTED),
         k_block_stride,
@@ -138,5 +151,6 @@ def compact_kernel(
         HEAD_DIM,
         HEAD_DIM_P2,
         BLOCK_SIZE,
+        PLANES,
         TILE,
     )

@@ -1,4 +1,4 @@
-"""Copies of whole blocks, K, V and positions, in every layer of a group, in one launch."""
+"""Copies of whole blocks, K, V, positions and what terms remember, in every layer of a group, in one launch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def copy_blocks_kernel(
     value_bases,  # int64 [GROUP_LAYERS]
     layers,  # int32 [GROUP_LAYERS]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
+    memory,  # float32 [PLANES, LAYERS, HEADS, blocks, BLOCK_SIZE]
+    memory_plane,
     position_layer_stride,
     position_head_stride,
     k_block_stride,
@@ -42,6 +44,7 @@ def copy_blocks_kernel(
     HEAD_DIM: tl.constexpr,
     HEAD_DIM_P2: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    PLANES: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """One program: one head of one block of one layer, TILE tokens at a time."""
@@ -55,9 +58,8 @@ def copy_blocks_kernel(
         return
     keys = layer_base(key_bases, slot, DTYPE, ALIGN)
     values = layer_base(value_bases, slot, DTYPE, ALIGN)
-    slots = (
-        positions + tl.load(layers + slot).to(tl.int64) * position_layer_stride + head * position_head_stride
-    )
+    row = tl.load(layers + slot).to(tl.int64) * position_layer_stride + head * position_head_stride
+    slots = positions + row
     dim = tl.arange(0, HEAD_DIM_P2)
     for start in range(0, BLOCK_SIZE, TILE):
         offset = start + tl.arange(0, TILE)
@@ -91,3 +93,7 @@ def copy_blocks_kernel(
         )
         position = tl.load(slots + source * BLOCK_SIZE + offset, mask=inside)
         tl.store(slots + target * BLOCK_SIZE + offset, position, mask=inside)
+        for plane in tl.static_range(PLANES):
+            remembered = memory + plane * memory_plane + row
+            value = tl.load(remembered + source * BLOCK_SIZE + offset, mask=inside)
+            tl.store(remembered + target * BLOCK_SIZE + offset, value, mask=inside)

@@ -60,7 +60,7 @@ def expected_kernel(
     bases,  # int64 [GROUP_LAYERS]: addresses of K
     scales,  # float32 [LAYERS]: what a stored key is multiplied by
     layers,  # int32 [GROUP_LAYERS]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     table_stride,
@@ -162,7 +162,7 @@ def softmax_kernel(
     raw,  # float32 [requests, LAYERS, HEADS, CHANNELS, raw_stride16 * 16], out: one channel of it
     logits,  # float32 [requests, LAYERS, HEADS, GROUP, raw_stride16 * 16]
     masses,  # float32 [requests, LAYERS, HEADS, chunks, 2, GROUP]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     chunks,
     tiles,
     raw_stride16,

@@ -37,7 +37,7 @@ def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any) -> None:
             case ValueRange():
                 _magnitude(rounds, fields, tables, b, out, into, "v", magnitude.RANGE)
             case Superseded():
-                _superseded(rounds, fields, tables, b, out, into, extra.term.space == "key")
+                _superseded(rounds, fields, tables, b, out, into, extra.term)
             case Expected():
                 _expected(rounds, fields, tables, b, out, into, extra.constants)
             case Leverage():
@@ -116,13 +116,13 @@ def _magnitude(
 
 
 def _superseded(
-    rounds: Any, fields: Tensor, tables: Tensor, b: Any, out: Tensor, into: dict[str, Any], keys: bool
+    rounds: Any, fields: Tensor, tables: Tensor, b: Any, out: Tensor, into: dict[str, Any], term: Superseded
 ) -> None:
-    tile = rounds.tuning.superseded_tile
-    tiles = b.stride // tile
+    keys, (chunks, tiles) = term.space == "key", b.anchor_cut
     for group in rounds.groups:
-        superseded.superseded_kernel[(fields.shape[0] * group.size * rounds.shape.kv_heads * tiles,)](
+        superseded.superseded_kernel[(fields.shape[0] * group.size * rounds.shape.kv_heads * chunks,)](
             out,
+            rounds.memory[rounds.remembered.index(term)],
             group.key_bases if keys else group.value_bases,
             group.layers,
             fields,
@@ -130,6 +130,7 @@ def _superseded(
             rounds.positions,
             rounds.program.turns,
             tables.stride(0),
+            chunks,
             tiles,
             b.stride // 16,
             into["channel"],
@@ -140,7 +141,8 @@ def _superseded(
             CHANNELS=into["CHANNELS"],
             ROTATED=keys and rounds.shape.rotary_dim > 0,
             ADD=into["ADD"],
-            TILE=tile,
+            TILE=rounds.tuning.anchor_tile,
+            NEW=rounds.tuning.superseded_new,
             num_warps=rounds.tuning.superseded_warps,
         )
 
@@ -214,7 +216,7 @@ def _leverage(
     phi: Tensor | None,
 ) -> None:
     shape, t = rounds.shape, rounds.tuning
-    tiles = b.stride // t.superseded_tile
+    tiles = b.stride // t.leverage_tile
     for group in rounds.groups:
         rows = fields.shape[0] * group.size * shape.kv_heads
         of = (group.key_bases, group.layers, fields, tables, rounds.positions, rounds.program.turns)
@@ -223,7 +225,7 @@ def _leverage(
             **rounds.read_of(group),
             "ROTATED": shape.rotary_dim > 0,
             "SIZE": leverage.SIZE,
-            "TILE": t.superseded_tile,
+            "TILE": t.leverage_tile,
             "num_warps": t.leverage_warps,
         }
         leverage.inverse_kernel[(rows,)](

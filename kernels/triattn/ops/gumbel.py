@@ -22,7 +22,7 @@ from triattn.ops.common import (
 @per_round("table_stride", "tiles", "raw_stride16", "channel", "fields", "tables")
 def gumbel_kernel(
     raw,  # float32 [requests, LAYERS, HEADS, CHANNELS, raw_stride16 * 16], out: one channel of it
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     ids,  # int32 [LAYERS + HEADS + 2]

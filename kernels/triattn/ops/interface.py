@@ -33,18 +33,20 @@ class Plan(Protocol):
     def prompt_len(self) -> int: ...
     @property
     def pin_prompt(self) -> bool: ...
+    @property
+    def known(self) -> int: ...
 
 
-FIELDS = ("row", "resident", "previous", "evicted", "keep", "computed", "prompt_len", "pin_prompt")
+FIELDS = ("row", "resident", "previous", "evicted", "keep", "computed", "prompt_len", "pin_prompt", "known")
 
 
 @dataclass(frozen=True)
 class RoundBatch:
     """The requests that are compacted in one step.
 
-    `block_tables` is int32 [rows, blocks]; `fields` int32 [requests, 8], the columns named by FIELDS: `row` is the
+    `block_tables` is int32 [rows, blocks]; `fields` int32 [requests, 9], the columns named by FIELDS: `row` is the
     request's row of `block_tables`; entries of row index ≥ `previous` have position index + E, those below have
-    theirs in the positions table. The host's own knowledge of the batch sizes the launches: `max_resident` is the
+    theirs in the positions table, and those below `known` what terms remember of them. The host's own knowledge of the batch sizes the launches: `max_resident` is the
     largest R, `max_evicted` the largest R − keep.
     """
 
@@ -62,7 +64,17 @@ class RoundBatch:
     def rows_of(plans: Sequence[Plan], rows: Sequence[int]) -> list[list[int]]:
         """The contents of `fields`, for a caller that stages them itself (through pinned memory)."""
         return [
-            [row, p.resident, p.previous, p.evicted, p.keep, p.computed, p.prompt_len, int(p.pin_prompt)]
+            [
+                row,
+                p.resident,
+                p.previous,
+                p.evicted,
+                p.keep,
+                p.computed,
+                p.prompt_len,
+                int(p.pin_prompt),
+                p.known,
+            ]
             for row, p in zip(rows, plans, strict=True)
         ]
 
@@ -101,6 +113,11 @@ class LayerCache(Protocol):
     def copy_blocks(self, source: Tensor, destination: Tensor) -> None:
         """Copy whole blocks, K and V of all heads; int64 [n] each."""
         ...
+
+
+def planes(positions: Tensor, count: int) -> Tensor:
+    """Room for what `count` terms remember of each entry, beside its position: float32 [count, *positions.shape]."""
+    return torch.zeros((count, *positions.shape), dtype=torch.float32, device=positions.device)
 
 
 @dataclass(frozen=True)
@@ -176,6 +193,15 @@ class IndexedCache:
 
 class Rounds(Protocol):
     """Executes rounds of one policy on one rank's caches."""
+
+    @property
+    def planes(self) -> int:
+        """How many planes of memory its terms need."""
+        ...
+
+    def remember_in(self, memory: Tensor) -> None:
+        """Use this memory: float32 [planes or more, *positions.shape]. What was remembered elsewhere is forgotten."""
+        ...
 
     def warm_up(self) -> None:
         """Make everything that a round can need, so that none waits for a compiler."""

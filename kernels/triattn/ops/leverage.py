@@ -81,7 +81,7 @@ def inverse_kernel(
     phi,  # float32 [HEAD_DIM, SIZE]: the sketch
     bases,  # int64 [GROUP_LAYERS]: addresses of K
     layers,  # int32 [GROUP_LAYERS]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     turns,  # float64 [BANDS]: revolutions a token
@@ -173,7 +173,7 @@ def leverage_kernel(
     phi,  # float32 [HEAD_DIM, SIZE]: the sketch
     bases,  # int64 [GROUP_LAYERS]: addresses of K
     layers,  # int32 [GROUP_LAYERS]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     turns,  # float64 [BANDS]: revolutions a token

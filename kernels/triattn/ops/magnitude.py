@@ -22,7 +22,7 @@ def magnitude_kernel(
     bases,  # int64 [GROUP_LAYERS]: addresses of K or V
     scales,  # float32 [LAYERS]: what a stored number is multiplied by
     layers,  # int32 [GROUP_LAYERS]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     table_stride,
     chunks,

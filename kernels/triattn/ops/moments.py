@@ -22,7 +22,7 @@ from triattn.ops.score import observe, store_moments
 def moments_kernel(
     partials,  # float32 [requests, LAYERS, HEADS, chunks, 2 * CHANNELS + 1], out: of the last EXTRAS channels
     raw,  # float32 [requests, LAYERS, HEADS, CHANNELS, raw_stride16 * 16]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     table_stride,

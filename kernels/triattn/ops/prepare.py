@@ -29,7 +29,7 @@ def prepare_kernel(
     matrices,  # bfloat16, or float32 unless SPLIT [requests, ROWS, MATRICES, 2, BANDS_P2, SPLITS * COLUMNS], out
     anchors,  # float32 [requests, ROWS, HEAD_DIM + 1], out: sum of unit keys; its length, but for tiny ones
     sums,  # float32 [requests, ROWS, chunks, HEAD_DIM]: partial sums of unit keys
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     query,  # float32 [4, ROWS * GROUP, BANDS]: mean-trig real, imag; max-trig real, imag
     turns,  # float64 [BANDS]: revolutions a token
     steps,  # float32 [offset_count, 2, BANDS]: e^(i o ω) of the offsets

@@ -55,7 +55,7 @@ def promote_kernel(
     final,  # float32 [requests, CHOICES, raw_stride16 * 16], in and out
     by,  # float32, likewise: the scores that choose; `final` itself for quotas
     shares,  # int32 [CHOICES], of 65,536; unless SEGMENTED
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     table_stride,

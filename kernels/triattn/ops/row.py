@@ -39,15 +39,17 @@ def row_kernel(
     key_bases,  # int64 [GROUP_LAYERS]
     value_bases,  # int64 [GROUP_LAYERS]
     layers,  # int32 [GROUP_LAYERS]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     weights,  # float32 [8] of each kind of term (NOISE), or [LAYERS * HEADS, sets] (RAW)
     ids,  # int32 [LAYERS + HEADS + 2]
+    memory,  # float32 [PLANES, LAYERS, HEADS, blocks, BLOCK_SIZE]: what terms remember of entries
     table_stride,
     chunks,
     raw_stride16,
     move_stride,
+    memory_plane,
     sinks,
     window,
     position_layer_stride,
@@ -80,6 +82,7 @@ def row_kernel(
     RANDOM: tl.constexpr,
     RECENCY: tl.constexpr,
     BLOCK: tl.constexpr,
+    PLANES: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """Select and compact one (request, layer, head) whose row fits in registers (BLOCK entries).
@@ -101,7 +104,8 @@ def row_kernel(
     index = tl.arange(0, BLOCK)
     valid = index < resident
     table = table_of(fields, tables, table_stride, request)
-    slots = positions + layer.to(tl.int64) * position_layer_stride + head * position_head_stride
+    row = layer.to(tl.int64) * position_layer_stride + head * position_head_stride
+    slots = positions + row
     stride = raw_stride16.to(tl.int64) * 16
     if SOURCE == FINAL:
         choice = request.to(tl.int64) * CHOICES + (layer * HEADS + head) % CHOICES
@@ -162,6 +166,8 @@ def row_kernel(
             keys,
             values,
             slots,
+            memory + row,
+            memory_plane,
             previous,
             evicted,
             k_block_stride,
@@ -173,5 +179,6 @@ def row_kernel(
             HEAD_DIM,
             HEAD_DIM_P2,
             BLOCK_SIZE,
+            PLANES,
             TILE,
         )

@@ -58,7 +58,7 @@ def score_kernel(
     bases,  # int64 [GROUP_LAYERS]: addresses of K
     scales,  # float32 [LAYERS]: what a stored key is multiplied by
     layers,  # int32 [GROUP_LAYERS]: local layers of this group
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     weights,  # float32 [8]: of each kind of term

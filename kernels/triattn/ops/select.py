@@ -54,7 +54,7 @@ def select_kernel(
     moves,  # int32 [requests, CHOICES, 2, move_stride], out: sources, then destinations
     counts,  # int32 [requests, CHOICES], out: moves
     final,  # float32 [requests, CHOICES, final_stride16 * 16]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     final_stride16,
     move_stride,
     CHOICES: tl.constexpr,

@@ -1,6 +1,9 @@
-"""The largest cosine of an entry to a later one, over all resident entries: products of tiles on the tensor cores.
+"""The largest cosine of an entry to a later one: products of tiles on the tensor cores.
 
-The oracle is triattn.policies.superseded.
+What an entry's largest cosine was is remembered where the entry lies, so that a round multiplies with the entries that
+are new since the one before alone: K is read once, and the products are `interval` / R of all. Unit vectors are
+multiplied as float16, whose 11 bits are more than the 8 that bfloat16 caches hold. The oracle is
+triattn.policies.superseded.
 """
 
 from __future__ import annotations
@@ -10,18 +13,20 @@ import triton.language as tl
 
 from triattn.ops.common import (
     EVICTED,
+    INTERPRETED,
     KEEP,
+    KNOWN,
     PREVIOUS,
     RESIDENT,
-    cos_sin,
     field,
     layer_base,
     per_round,
     put,
     row_positions,
     table_of,
+    unturned,
 )
-from triattn.ops.products import EPSILON, key_rows, load_dims, product32
+from triattn.ops.products import EPSILON, key_rows, load_dims
 
 
 @triton.jit
@@ -41,24 +46,60 @@ def halves(
     real = load_dims(rows, band * PAIR_STEP, dim_stride, BANDS, BANDS_P2).to(tl.float32)
     imag = load_dims(rows, band * PAIR_STEP + PAIR_GAP, dim_stride, BANDS, BANDS_P2).to(tl.float32)
     if ROTATED:
-        turn = position.to(tl.float64)[:, None] * tl.load(turns + band, mask=band < BANDS, other=0.0)[None, :]
-        cos, sin = cos_sin(turn)
-        straight = real * cos + imag * sin
-        imag = imag * cos - real * sin
-        real = straight
+        real, imag = unturned(real, imag, position, turns, band, BANDS)
     return real, imag
 
 
-@per_round("table_stride", "tiles", "raw_stride16", "channel", "fields", "tables")
+@triton.jit
+def unit(
+    rows,
+    position,
+    turns,
+    dim_stride,
+    PAIR_STEP,
+    PAIR_GAP,
+    HEAD_DIM: tl.constexpr,
+    BANDS: tl.constexpr,
+    BANDS_P2: tl.constexpr,
+    REST_P2: tl.constexpr,
+    ROTATED: tl.constexpr,
+):
+    """Keys at pointers `rows` [TILE] as unit vectors, their rotation undone, in float16: real and imaginary parts
+    [TILE, BANDS_P2], and what is beside the bands [TILE, REST_P2]. Then the squares of their lengths, float32 [TILE]."""
+    real, imag = halves(rows, position, turns, dim_stride, PAIR_STEP, PAIR_GAP, BANDS, BANDS_P2, ROTATED)
+    square = tl.sum(real * real + imag * imag, axis=1)
+    if REST_P2 > 0:
+        REST_K: tl.constexpr = REST_P2 if REST_P2 > 16 else 16
+        dim = 2 * BANDS + tl.arange(0, REST_K)
+        rest = load_dims(rows, dim, dim_stride, HEAD_DIM - 2 * BANDS, REST_K).to(tl.float32)
+        square += tl.sum(rest * rest, axis=1)
+    else:
+        rest = real
+    scale = (1.0 / tl.maximum(tl.sqrt(square), EPSILON))[:, None]
+    return (real * scale).to(tl.float16), (imag * scale).to(tl.float16), (rest * scale).to(tl.float16), square
+
+
+@triton.jit
+def like(a, b, total):
+    """total + a @ b transposed, of float16."""
+    if INTERPRETED:
+        return tl.dot(a.to(tl.float32), tl.trans(b.to(tl.float32)), total, input_precision="ieee")
+    else:
+        return tl.dot(a, tl.trans(b), total)
+
+
+@per_round("table_stride", "chunks", "tiles", "raw_stride16", "channel", "fields", "tables")
 def superseded_kernel(
     raw,  # float32 [requests, LAYERS, HEADS, CHANNELS, raw_stride16 * 16], out: one channel of it
+    memory,  # float32 [LAYERS, HEADS, blocks, BLOCK_SIZE], in and out: the largest cosine to a later entry so far
     bases,  # int64 [GROUP_LAYERS]: addresses of K or V
     layers,  # int32 [GROUP_LAYERS]
-    fields,  # int32 [requests, 8]
+    fields,  # int32 [requests, 9]
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     turns,  # float64 [BANDS]: revolutions a token
     table_stride,
+    chunks,
     tiles,
     raw_stride16,
     channel,
@@ -85,60 +126,63 @@ def superseded_kernel(
     ROTATED: tl.constexpr,
     ADD: tl.constexpr,
     TILE: tl.constexpr,
+    NEW: tl.constexpr,
 ):
-    """One program: TILE entries of one (request, layer, KV head) against all of them, TILE at a time."""
+    """One program: `tiles` tiles of entries of one (request, layer, KV head) against the new ones, NEW at a time.
+
+    The new ones are outside, their vectors held while tiles pass: in service they are one time's worth.
+    """
     program = tl.program_id(0)
     head = program % HEADS
-    tile = (program // HEADS) % tiles
-    slot = (program // (HEADS * tiles)) % GROUP_LAYERS
-    request = program // (HEADS * tiles * GROUP_LAYERS)
+    chunk = (program // HEADS) % chunks
+    slot = (program // (HEADS * chunks)) % GROUP_LAYERS
+    request = program // (HEADS * chunks * GROUP_LAYERS)
     resident = field(fields, request, RESIDENT)
-    if (field(fields, request, KEEP) >= resident) | (tile * TILE >= resident):
+    if (field(fields, request, KEEP) >= resident) | (chunk * tiles * TILE >= resident):
         return
     layer = tl.load(layers + slot)
     row = (request * LAYERS + layer).to(tl.int64) * HEADS + head
     table = table_of(fields, tables, table_stride, request)
     base = layer_base(bases, slot, DTYPE, ALIGN) + head * head_stride
-    slots = positions + layer.to(tl.int64) * position_layer_stride + head * position_head_stride
+    where = layer.to(tl.int64) * position_layer_stride + head * position_head_stride
+    slots = positions + where
+    memory += where
     previous, evicted = field(fields, request, PREVIOUS), field(fields, request, EVICTED)
-    if REST_P2 > 0:
-        dim = 2 * BANDS + tl.arange(0, REST_P2)
+    known = field(fields, request, KNOWN)
+    out = raw + (row * CHANNELS + channel) * raw_stride16 * 16
 
-    index = tile * TILE + tl.arange(0, TILE)
-    valid = index < resident
-    rows = key_rows(base, table, index, resident, block_stride, token_stride, BLOCK_SIZE)
-    position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
-    real, imag = halves(rows, position, turns, dim_stride, PAIR_STEP, PAIR_GAP, BANDS, BANDS_P2, ROTATED)
-    length = tl.sum(real * real + imag * imag, axis=1)
-    if REST_P2 > 0:
-        rest = load_dims(rows, dim, dim_stride, HEAD_DIM - 2 * BANDS, REST_P2).to(tl.float32)
-        length += tl.sum(rest * rest, axis=1)
-    shrink = 1.0 / tl.maximum(tl.sqrt(length), EPSILON)
-    real *= shrink[:, None]
-    imag *= shrink[:, None]
-    if REST_P2 > 0:
-        rest *= shrink[:, None]
-
-    best = tl.full([TILE], -1.0, tl.float32)
-    for start in range(0, resident, TILE):
-        other = start + tl.arange(0, TILE)
+    # Once at least: where nothing is new, what is remembered is the score.
+    for start in range(known, tl.maximum(resident, known + 1), NEW):
+        other = start + tl.arange(0, NEW)
         there = other < resident
-        other_rows = key_rows(base, table, other, resident, block_stride, token_stride, BLOCK_SIZE)
+        new_rows = key_rows(base, table, other, resident, block_stride, token_stride, BLOCK_SIZE)
         when = row_positions(slots, table, other, there, previous, evicted, BLOCK_SIZE)
-        left, right = halves(
-            other_rows, when, turns, dim_stride, PAIR_STEP, PAIR_GAP, BANDS, BANDS_P2, ROTATED
-        )
-        size = tl.sum(left * left + right * right, axis=1)
-        if REST_P2 > 0:
-            tail = load_dims(other_rows, dim, dim_stride, HEAD_DIM - 2 * BANDS, REST_P2).to(tl.float32)
-            size += tl.sum(tail * tail, axis=1)
-        shrink = (1.0 / tl.maximum(tl.sqrt(size), EPSILON))[:, None]
-        like = tl.zeros([TILE, TILE], tl.float32)
-        like = product32(real, tl.trans(left * shrink), like)
-        like = product32(imag, tl.trans(right * shrink), like)
-        if REST_P2 > 0:
-            like = product32(rest, tl.trans(tail * shrink), like)
-        counts = (when[None, :] > position[:, None]) & there[None, :] & (like == like)  # noqa: PLR0124
-        best = tl.maximum(best, tl.max(tl.where(counts, like, -1.0), axis=1))
-    score = tl.where(length == length, -best, float("nan"))  # noqa: PLR0124
-    put(raw + (row * CHANNELS + channel) * raw_stride16 * 16, index, score, weight, valid, ADD)
+        left, right, tail, _ = unit(
+            new_rows, when, turns, dim_stride, PAIR_STEP, PAIR_GAP,
+            HEAD_DIM, BANDS, BANDS_P2, REST_P2, ROTATED,
+        )  # fmt: skip
+        for number in range(chunk * tiles, tl.minimum((chunk + 1) * tiles, (resident + TILE - 1) // TILE)):
+            index = number * TILE + tl.arange(0, TILE)
+            valid = index < resident
+            rows = key_rows(base, table, index, resident, block_stride, token_stride, BLOCK_SIZE)
+            position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
+            real, imag, rest, square = unit(
+                rows, position, turns, dim_stride, PAIR_STEP, PAIR_GAP,
+                HEAD_DIM, BANDS, BANDS_P2, REST_P2, ROTATED,
+            )  # fmt: skip
+            cosine = tl.zeros([TILE, NEW], tl.float32)
+            cosine = like(real, left, cosine)
+            cosine = like(imag, right, cosine)
+            if REST_P2 > 0:
+                cosine = like(rest, tail, cosine)
+            counts = (when[None, :] > position[:, None]) & there[None, :] & (cosine == cosine)  # noqa: PLR0124
+            at = tl.load(table + index // BLOCK_SIZE, mask=valid, other=0) * BLOCK_SIZE + index % BLOCK_SIZE
+            held = valid & ((index < known) | (start > known))
+            best = tl.load(memory + at, mask=held, other=-1.0)
+            best = tl.maximum(best, tl.max(tl.where(counts, cosine, -1.0), axis=1))
+            tl.store(memory + at, best, mask=valid)
+            if start + NEW >= resident:
+                score = tl.where(square == square, -best, float("nan"))  # noqa: PLR0124
+                put(out, index, score, weight, valid, ADD)
+        # What is stored is read again, by other threads too.
+        tl.debug_barrier()

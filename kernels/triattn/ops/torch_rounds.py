@@ -9,8 +9,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from triattn.ops.interface import FIELDS, LayerCache, RoundBatch
+from triattn.ops.interface import FIELDS, LayerCache, RoundBatch, planes
 from triattn.policies import ModelShape, Policy, QueryStatistics, Round
+from triattn.policies.context import Memory
 
 
 def moves(kept: Tensor, keep: int) -> tuple[Tensor, Tensor]:
@@ -37,9 +38,23 @@ class TorchRounds:
     shape: ModelShape
     policy: Policy
     statistics: QueryStatistics | None = None
+    memory: Tensor | None = None
+    """float32 [planes or more, *positions.shape]: what terms remember of entries; made here where it is not given."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "policy", self.policy.with_statistics(self.statistics))
+        policy = self.policy.with_statistics(self.statistics)
+        object.__setattr__(self, "policy", policy)
+        if self.memory is None:
+            self.remember_in(planes(self.positions, self.planes))
+
+    @property
+    def planes(self) -> int:
+        """See Rounds."""
+        return len(self.policy.remembered)
+
+    def remember_in(self, memory: Tensor) -> None:
+        """See Rounds."""
+        object.__setattr__(self, "memory", memory)
 
     def warm_up(self) -> None:
         """Nothing to prepare."""
@@ -57,6 +72,7 @@ class TorchRounds:
         for cache in self.caches:
             cache.copy_blocks(source, destination)
         self.positions[:, :, destination] = self.positions[:, :, source]
+        self.memory[: self.planes, :, :, destination] = self.memory[: self.planes, :, :, source]
 
     def select(self, fields: dict[str, int], table: Tensor) -> tuple[Tensor, Tensor]:
         """Kept entries, bool, and positions, int64, of one request: [layers, kv_heads, resident] each."""
@@ -64,6 +80,10 @@ class TorchRounds:
         index = torch.arange(fields["resident"], device=blocks.device)
         stored = self.positions[:, :, blocks, offsets].long()
         positions = torch.where(index < fields["previous"], stored, index + fields["evicted"])
+        terms = self.policy.remembered
+        memory = Memory(
+            fields["known"], lambda term, layer: self.memory[terms.index(term), layer][:, blocks, offsets]
+        )
         ctx = Round(
             model=self.shape,
             # Each term of a layer asks for its keys again.
@@ -74,8 +94,12 @@ class TorchRounds:
             prompt_len=fields["prompt_len"],
             pin_prompt=bool(fields["pin_prompt"]),
             statistics=self.statistics,
+            memory=memory,
         )
-        return self.policy.select(ctx, fields["keep"]), positions
+        kept = self.policy.select(ctx, fields["keep"])
+        for (term, layer), values in memory.found.items():
+            self.memory[terms.index(term), layer][:, blocks, offsets] = values
+        return kept, positions
 
     def _compact(self, fields: dict[str, int], table: Tensor) -> None:
         keep = fields["keep"]
@@ -91,6 +115,8 @@ class TorchRounds:
                 row = positions[layer, head].clone()
                 row[destination] = row[source]
                 self.positions[layer, head, blocks[:keep], offsets[:keep]] = row[:keep].int()
+                remembered = self.memory[: self.planes, layer, head]
+                remembered[:, *where] = remembered[:, blocks[source], offsets[source]]
 
     def _slots(self, fields: dict[str, int], table: Tensor) -> tuple[Tensor, Tensor]:
         """Block and offset of each resident row, int64 [resident]."""

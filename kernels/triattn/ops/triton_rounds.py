@@ -34,7 +34,7 @@ from triattn.ops import (
     select,
 )
 from triattn.ops.extras import launch_extras, launch_moments
-from triattn.ops.interface import LayerCache, RoundBatch
+from triattn.ops.interface import FIELDS, LayerCache, RoundBatch, planes
 from triattn.ops.layer_groups import KEY_TYPES, MOVE_TYPES, LayerGroup, group_layers, scales_of
 from triattn.ops.program import compile_policy, split_matrix
 from triattn.ops.workspace import Workspace, round_up
@@ -57,9 +57,10 @@ class Tuning:
     anchor_tile: int = 64
     anchor_tiles: int = 8
     anchor_warps: int = 4
-    superseded_tile: int = 64
+    superseded_new: int = 128
     superseded_warps: int = 4
     expected_warps: int = 8
+    leverage_tile: int = 64
     leverage_warps: int = 8
     aggregate_tile: int = 128
     aggregate_rows: int = 8
@@ -119,6 +120,7 @@ class TritonRounds:
         policy: Policy,
         statistics: QueryStatistics | None = None,
         *,
+        memory: Tensor | None = None,
         max_resident: int | None = None,
         workspace_bytes: int = 256 << 20,
         tuning: Tuning | None = None,
@@ -128,6 +130,8 @@ class TritonRounds:
         policy = policy.with_statistics(statistics)
         self.caches, self.positions, self.shape, self.policy = caches, positions, shape, policy
         self.device = positions.device
+        self.remembered = policy.remembered
+        self.memory = planes(positions, self.planes) if memory is None else memory
         self.max_resident = max_resident
         self.tuning = tuning or Tuning()
         self.program = p = compile_policy(policy, shape, statistics, self.device)
@@ -177,6 +181,15 @@ class TritonRounds:
             self._split,
         )
 
+    @property
+    def planes(self) -> int:
+        """See Rounds."""
+        return len(self.remembered)
+
+    def remember_in(self, memory: Tensor) -> None:
+        """See Rounds."""
+        self.memory = memory
+
     def refresh_scales(self) -> None:
         """Read the scales of fp8 caches again, on the stream: only needed if they change after construction."""
         self.scales.copy_(scales_of(self.caches, "k", self.device))
@@ -184,7 +197,7 @@ class TritonRounds:
 
     def warm_up(self) -> None:
         """Compile and load every kernel that a round can need, by rounds over an empty request."""
-        fields = torch.zeros(1, 8, dtype=torch.int32, device=self.device)
+        fields = torch.zeros(1, len(FIELDS), dtype=torch.int32, device=self.device)
         tables = torch.zeros(1, 1, dtype=torch.int32, device=self.device)
         blocks = self.tuning.row_blocks
         for shorter, length in zip((0, *blocks), (*blocks, blocks[-1] + 1), strict=True):
@@ -210,6 +223,8 @@ class TritonRounds:
                 group.value_bases,
                 group.layers,
                 self.positions,
+                self.memory,
+                self.memory.stride(0),
                 *self.positions.stride()[:2],
                 *group.strides,
                 **self._moved(group),
@@ -461,9 +476,11 @@ class TritonRounds:
             fields,
             tables,
             self.positions,
+            self.memory,
             tables.stride(0),
             tiles,
             b.move_stride,
+            self.memory.stride(0),
             *self.positions.stride()[:2],
             *group.strides,
             **self._moved(group),
@@ -488,10 +505,12 @@ class TritonRounds:
             self.positions,
             p.term_weights if p.noise_only else p.set_weights[0],
             p.ids,
+            self.memory,
             tables.stride(0),
             b.score_cut[0],
             b.stride // 16,
             b.move_stride,
+            self.memory.stride(0),
             self.policy.sinks,
             self.policy.window,
             *self.positions.stride()[:2],
@@ -515,6 +534,7 @@ class TritonRounds:
             "DTYPE": MOVE_TYPES[group.dtype.itemsize],
             "ALIGN": group.align,
             "GROUP_LAYERS": group.size,
+            "PLANES": len(self.remembered),
             **self._head,
         }
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -87,6 +87,19 @@ class ModelShape:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What terms remember of entries from round to round, so that a round looks at new entries alone.
+
+    `known` rows from 0 on have it; `stored(term, layer)` is float32 [kv_heads, N], anything from `known` on. A term
+    leaves what it found in `found`, likewise for all N, and it moves along with the entries.
+    """
+
+    known: int
+    stored: Callable[[Any, int], Tensor]
+    found: dict[tuple[Any, int], Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Round:
     """One request at one round, as this rank sees it.
 
@@ -103,3 +116,4 @@ class Round:
     prompt_len: int
     pin_prompt: bool
     statistics: QueryStatistics | None = None
+    memory: Memory | None = None

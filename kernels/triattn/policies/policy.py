@@ -14,6 +14,7 @@ from triattn.policies.errors import PolicyError
 from triattn.policies.expected import Expected
 from triattn.policies.quotas import ONE, free_places, promote, segment_of
 from triattn.policies.select import keep_highest
+from triattn.policies.superseded import Superseded
 from triattn.policies.terms import Term, Weighted, terms_of, weighted
 
 STD_FLOOR = 1e-6
@@ -96,6 +97,11 @@ class Policy:
     def all_terms(self) -> tuple[Term, ...]:
         """Every term, the reserve's included, each once."""
         return tuple(dict.fromkeys(t for _, t in (*self.terms, *self.reserve)))
+
+    @property
+    def remembered(self) -> tuple[Term, ...]:
+        """The terms that remember something of entries from round to round."""
+        return tuple(t for t in self.all_terms if isinstance(t, Superseded))
 
     @property
     def needs_statistics(self) -> bool:

@@ -28,10 +28,12 @@ def rotation_undone(model: ModelShape, keys: Tensor, positions: Tensor) -> Tenso
 
 @dataclass(frozen=True)
 class Superseded:
-    """S(i) = −max over later resident j of cos(x_i, x_j), per KV head.
+    """S(i) = −max over later j of cos(x_i, x_j), per KV head.
 
-    x is the key with its rotation undone, or the value. 1 where nothing later is resident. A similarity that is not
-    a number counts as none; an entry that holds one scores as one.
+    x is the key with its rotation undone, or the value, as a unit vector in float16. j are the entries that were
+    resident in some round since i came: what was evicted since then had been repeated itself, or it would have stayed.
+    So a round compares with the entries alone that are new to it, and remembers the maximum (`Memory`). 1 where nothing
+    later has been. A similarity that is not a number counts as none; an entry that holds one scores as one.
     """
 
     space: Literal["key", "value"]
@@ -46,12 +48,19 @@ class Superseded:
             entries = rotation_undone(ctx.model, ctx.keys(layer), position)
         else:
             entries = ctx.values(layer)
-        unit = torch.nn.functional.normalize(entries, dim=-1, eps=EPSILON)
-        score = torch.empty(unit.shape[:2], dtype=torch.float32, device=unit.device)
+        unit = torch.nn.functional.normalize(entries, dim=-1, eps=EPSILON).half().float()
+        known = ctx.memory.known if ctx.memory else 0
+        best = torch.full(unit.shape[:2], -1.0, dtype=torch.float32, device=unit.device)
+        if ctx.memory and known:
+            best[:, :known] = ctx.memory.stored(self, layer)[:, :known]
+        new, when = unit[:, known:].transpose(1, 2), position[:, None, known:]
         # Rows at a time: a whole matrix of similarities would take N² floats a head.
-        for first in range(0, unit.shape[1], 1024):
+        for first in range(0, unit.shape[1] if new.shape[2] else 0, 1024):
             rows = slice(first, first + 1024)
-            like = unit[:, rows] @ unit.transpose(1, 2)
-            later = position[:, None, :] > position[:, rows, None]
-            score[:, rows] = -torch.where(later & ~like.isnan(), like, -1.0).amax(dim=-1)
-        return torch.where(unit.isnan().any(dim=-1), torch.nan, score)
+            like = unit[:, rows] @ new
+            later = when > position[:, rows, None]
+            found = torch.where(later & ~like.isnan(), like, -1.0).amax(dim=-1)
+            best[:, rows] = torch.maximum(best[:, rows], found)
+        if ctx.memory:
+            ctx.memory.found[self, layer] = best
+        return torch.where(unit.isnan().any(dim=-1), torch.nan, -best)

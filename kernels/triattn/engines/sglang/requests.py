@@ -18,6 +18,8 @@ class RequestState:
     resident: int = 0
     """Resident tokens right after the last round (0: none)."""
     rounds: int = 0
+    scored: tuple[int, int] | None = None
+    """Revision and number of the policy that scored the last round."""
     verdict: Verdict | None = None
     generation: int = -1
     """Of the policy that the verdict is from."""

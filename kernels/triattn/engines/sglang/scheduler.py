@@ -295,6 +295,7 @@ class SchedulerHooks:
         if truncated is None:
             self.reports.skipped(request, "no free slots for copies of shared ones")
             return None
+        scored = (self.policy.revision, verdict.policy)
         plan = RoundPlan(
             request_id=request.rid,
             computed=resident + state.evicted,
@@ -304,7 +305,9 @@ class SchedulerHooks:
             keep=verdict.keep,
             prompt_len=prompt_len,
             pin_prompt=pin_prompt,
+            known=state.resident if state.scored == scored else 0,
         )
+        state.scored = scored
         self._count(request, state, plan)
         return Planned(plan, verdict.policy, request.req_pool_idx, truncated)
 

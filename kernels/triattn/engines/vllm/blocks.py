@@ -21,6 +21,8 @@ class Compressed:
     resident: int
     """Resident tokens right after the last round."""
     rounds: int
+    scored: tuple[int, int]
+    """Revision and number of the policy that scored the last round."""
 
 
 class GroupBlocks:

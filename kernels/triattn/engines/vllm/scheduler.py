@@ -310,6 +310,7 @@ class SchedulerHooks:
         copies, freed = result
         cut_off.extend(freed)
         evicted = 0 if state is None else state.evicted
+        scored = (self.policy.revision, verdict.policy)
         plan = RoundPlan(
             request_id=request_id,
             computed=request.num_computed_tokens,
@@ -321,9 +322,11 @@ class SchedulerHooks:
             pin_prompt=pin_prompt,
             copies=copies,
             policy=verdict.policy,
+            known=state.resident if state is not None and state.scored == scored else 0,
         )
         total = evicted + resident - keep
-        self.blocks.compressed[request_id] = Compressed(total, keep, 1 if state is None else state.rounds + 1)
+        rounds = 1 if state is None else state.rounds + 1
+        self.blocks.compressed[request_id] = Compressed(total, keep, rounds, scored)
         reclaimed = len(freed) - len(copies)
         self.totals.rounds += 1
         self.totals.evicted += resident - keep
