@@ -7,7 +7,7 @@ import { NotCompressed, onDisk } from "../errors.ts";
 import { controls, type Keep, makeArms, type PinMode, readBudget, readRatio } from "../eval/arms.ts";
 import { evalBackend } from "../eval/backends.ts";
 import { chooseTasks, taskNames } from "../eval/choose.ts";
-import { EvalEngine } from "../eval/engine.ts";
+import { EngineGroup } from "../eval/engines.ts";
 import { plots } from "../eval/plot.ts";
 import { duration, Progress } from "../eval/progress.ts";
 import { type EvalReport, type Result, summarize, table, unfired } from "../eval/report.ts";
@@ -39,7 +39,8 @@ export interface EvalFlags {
   pin: "prompt" | "none" | "both";
   interval: number;
   window: number;
-  concurrency: number;
+  concurrency?: number;
+  engines?: number;
   seed: number;
   stats?: string;
   backend: BackendName;
@@ -104,7 +105,17 @@ export function evalCommand(): Command {
     )
     .option("--interval <tokens>", "a round every so many tokens", wholeNumber("--interval", 1), 64)
     .option("--window <tokens>", "largest recency window of any policy", wholeNumber("--window", 0), 32)
-    .option("--concurrency <n>", "requests at once", wholeNumber("--concurrency", 1), 64)
+    .option(
+      "--concurrency <n>",
+      "requests at once (default: 64; on a CPU up to 256, as 4 GiB of KV hold)",
+      wholeNumber("--concurrency", 1),
+    )
+    .option(
+      "--engines <n>",
+      "engines beside one another that share the requests (default: 1; on a CPU 2 for a small model and 32 requests or " +
+        "more, vLLM)",
+      wholeNumber("--engines", 1),
+    )
     .option("--seed <n>", "items, random eviction and intervals", wholeNumber("--seed", 0), 0)
     .option(
       "--stats <file|name>",
@@ -220,21 +231,23 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
   );
   const sampled = flags.temperature > 0 ? evalBackend(flags.backend).samplingNote(engineFlags) : null;
   if (sampled !== null) say(sampled);
-  let current: Served | undefined;
+  const running = new Set<Served>();
   let stoppedBy: NodeJS.Signals | undefined;
   const unlisten = onSignals(
     (signal) => {
       stoppedBy = signal;
-      if (current === undefined) process.exit(signalCode(signal));
-      void current.stop();
+      if (running.size === 0) process.exit(signalCode(signal));
+      for (const served of running) void served.stop();
     },
-    () => void current?.kill(),
+    () => {
+      for (const served of running) void served.kill();
+    },
   );
   const began = performance.now();
   const seconds = () => (performance.now() - began) / 1000;
   try {
     await run({
-      ...{ tasks, arms, rows, progress, concurrency: flags.concurrency },
+      ...{ tasks, arms, rows, progress },
       start: async (profile, first) => {
         const alone = profile === "score";
         const own = tasks.filter((task) => task.profile === profile);
@@ -242,21 +255,27 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
           ? null
           : Math.max(...own.map((task) => task.longest ?? 0));
         progress.note(`starting the engine${alone ? ", one request at a time" : ""} …`);
-        const started = await EvalEngine.start(
+        const started = await EngineGroup.start(
           {
             ...{ model, profile, longest, interval, backend: flags.backend },
             python: flags.python,
             budget: Math.max(...arms.map(({ document }) => document.budget)),
-            concurrency: alone ? 1 : flags.concurrency,
+            engines: flags.engines,
+            concurrency: flags.concurrency,
+            requests: own.length * flags.limit * (flags.data.length > 0 ? flags.samples : 1),
             flags: engineFlags,
             onLine: (line) => flags.verbose && say(line),
             onStart: (served) => {
-              current = served;
+              running.add(served);
+              void served.exited.then(() => running.delete(served));
             },
           },
           first,
         );
-        progress.note(`the engine serves after ${duration(seconds())}`);
+        const { count = 1 } = started.description;
+        progress.note(
+          `${count > 1 ? `${count} engines serve` : "the engine serves"} after ${duration(seconds())}`,
+        );
         progress.begin();
         return started;
       },

@@ -35,6 +35,7 @@ export const sglang: EvalBackend = {
       ...(cpu ? cpuFlags(needs) : []),
     ];
   },
+  enginesOnCpu: 1,
   cpuEnvironment: (environment) => ({
     OMP_NUM_THREADS: cpuThreads(environment),
     SGLANG_USE_CPU_ENGINE: "1",

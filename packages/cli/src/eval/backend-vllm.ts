@@ -1,30 +1,39 @@
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
-import { beforeLastStep, cpuThreads, type EngineNeeds, type EvalBackend } from "./backend.ts";
+import { engineFlagValues } from "../serve/flags.ts";
+import {
+  beforeLastStep,
+  CPU_BLOCK,
+  cpuThreads,
+  type EngineNeeds,
+  type EvalBackend,
+  requestBytes,
+} from "./backend.ts";
 import { vllmClient } from "./client-vllm.ts";
 
-const CPU_BLOCK = 32;
+/** What a worker process of its own comes with. */
+const SEVERAL = [
+  "distributed-executor-backend",
+  "tensor-parallel-size",
+  "pipeline-parallel-size",
+  "data-parallel-size",
+];
 
-/** Bytes of KV of one token in float32, by the model's own configuration; undefined where that is not at hand. */
-function tokenBytes(model: string): number | undefined {
-  try {
-    const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
-    const { num_hidden_layers: layers, num_attention_heads: heads, hidden_size: hidden } = config;
-    const { num_key_value_heads: kvHeads = heads, head_dim: dim = hidden / heads } = config;
-    const bytes = layers * kvHeads * dim * 2 * 4;
-    return Number.isFinite(bytes) ? bytes : undefined;
-  } catch {
-    return undefined;
-  }
+/**
+ * The worker in the scheduler's own process: on a CPU they take turns, and two processes wait for each other by spinning, on
+ * cores that have other work. vLLM allows it where VLLM_ENABLE_V1_MULTIPROCESSING is 0.
+ */
+function oneProcess(flags: readonly string[]): string[] {
+  const given = engineFlagValues(flags);
+  const several = SEVERAL.some((name) => given.has(name)) || flags.some((flag) => /^-[tpd]p\b/.test(flag));
+  return several ? [] : ["--distributed-executor-backend", "uni"];
 }
 
 /** Flags for a CPU: a small block, and a cache in which every request of the full arm fits whole. */
-function cpuFlags({ model, concurrency, longest }: EngineNeeds): string[] {
-  const bytes = tokenBytes(model);
-  const tokens = concurrency * (Math.ceil((longest ?? 4096) / CPU_BLOCK) + 2) * CPU_BLOCK;
-  const cache = Math.max(2 ** 27, bytes === undefined ? 2 ** 30 : bytes * tokens);
+function cpuFlags({ model, concurrency, longest, flags }: EngineNeeds): string[] {
+  const bytes = requestBytes(model, longest);
+  const cache = Math.max(2 ** 27, bytes === undefined ? 2 ** 30 : bytes * concurrency);
   return [
     ...["--enforce-eager", "--dtype", "float32", "--block-size", String(CPU_BLOCK)],
+    ...oneProcess(flags),
     ...["--kv-cache-memory-bytes", String(cache)],
   ];
 }
@@ -46,8 +55,10 @@ export const vllm: EvalBackend = {
       ...(cpu ? cpuFlags(needs) : []),
     ];
   },
+  enginesOnCpu: 2,
   cpuEnvironment: (environment) => ({
     OMP_NUM_THREADS: cpuThreads(environment),
+    VLLM_ENABLE_V1_MULTIPROCESSING: "0",
     VLLM_CPU_OMP_THREADS_BIND: "nobind",
   }),
   client: vllmClient,

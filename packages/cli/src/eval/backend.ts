@@ -1,4 +1,6 @@
+import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
+import { join } from "node:path";
 import type { EngineEnvironment } from "../serve/python.ts";
 import type { EngineClient } from "./client.ts";
 import type { Item, Profile, Reply } from "./task.ts";
@@ -28,6 +30,8 @@ export interface EvalBackend {
   ): boolean;
   /** Its flags, the user's aside. The server calls the model `served`. */
   flags(needs: EngineNeeds, served: string, cpu: boolean): string[];
+  /** Engines beside one another on a CPU, where the model is small and requests are many. */
+  readonly enginesOnCpu: number;
   /** What its environment needs on a CPU, where the user's has not said otherwise. */
   cpuEnvironment(environment: NodeJS.ProcessEnv): NodeJS.ProcessEnv;
   client(url: string, served: string): EngineClient;
@@ -37,9 +41,31 @@ export interface EvalBackend {
   samplingNote(flags: readonly string[]): string | null;
 }
 
-/** Half of the machine: requests are few, and models small. */
+/** Half of the machine: models are small, and another engine or the engine's other processes want the rest. */
 export const cpuThreads = ({ OMP_NUM_THREADS }: NodeJS.ProcessEnv): string =>
   OMP_NUM_THREADS ?? String(Math.max(1, Math.floor(availableParallelism() / 2)));
+
+/** Tokens of a block of the KV cache on a CPU. */
+export const CPU_BLOCK = 32;
+
+/** Bytes of KV of one token in float32, by the model's own configuration; undefined where that is not at hand. */
+function tokenBytes(model: string): number | undefined {
+  try {
+    const config = JSON.parse(readFileSync(join(model, "config.json"), "utf8"));
+    const { num_hidden_layers: layers, num_attention_heads: heads, hidden_size: hidden } = config;
+    const { num_key_value_heads: kvHeads = heads, head_dim: dim = hidden / heads } = config;
+    const bytes = layers * kvHeads * dim * 2 * 4;
+    return Number.isFinite(bytes) ? bytes : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Bytes of KV in float32 of one request, with the block that a step may need besides; undefined as above. */
+export function requestBytes(model: string, longest: number | null): number | undefined {
+  const bytes = tokenBytes(model);
+  return bytes && bytes * (Math.ceil((longest ?? 4096) / CPU_BLOCK) + 2) * CPU_BLOCK;
+}
 
 /** A request that ended. */
 export interface Grown {

@@ -23,7 +23,8 @@ export interface EngineClient {
   complete(item: Item, budget: number, id: string): Promise<Reply>;
 }
 
-const agent = new Agent({ keepAlive: true, maxSockets: Number.POSITIVE_INFINITY });
+/** A connection a request: servers close idle ones after seconds, and a request that is sent just then is lost. */
+const agent = new Agent({ keepAlive: false, maxSockets: Number.POSITIVE_INFINITY });
 
 /** Not fetch: it gives up on answers that take longer than five minutes. */
 export function post(url: string, path: string, body: unknown, id?: string): Promise<unknown> {

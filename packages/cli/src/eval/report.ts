@@ -19,8 +19,9 @@ export interface Result {
   readonly rounds: number;
   readonly tokensEvicted: number;
   readonly tokensGenerated: number;
+  /** Of the arm's batch, in which all tasks run beside one another; so is the next one. */
   readonly preemptions: number;
-  /** Whole batch, prefill included; null where texts are scored, and where a run was resumed in the middle of it. */
+  /** Prefill included; null where texts are scored, and where a run was resumed in the middle of it. */
   readonly tokensPerSecond: number | null;
   /** Mean of each measure. */
   readonly figures: Readonly<Record<string, number>>;
@@ -32,7 +33,13 @@ export interface Result {
 export interface EvalReport {
   readonly command: string;
   readonly model: string;
-  readonly engine: { readonly name: string; readonly version: string; readonly runner: string } | null;
+  /** `count`: how many beside one another, where more than one. */
+  readonly engine: {
+    readonly name: string;
+    readonly version: string;
+    readonly runner: string;
+    readonly count?: number | undefined;
+  } | null;
   readonly seed: number;
   readonly interval: number;
   readonly window: number;

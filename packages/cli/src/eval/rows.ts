@@ -22,7 +22,10 @@ export const Row = z.strictObject({
 });
 export type Row = z.infer<typeof Row>;
 
-/** How long a batch of requests of one arm and task took; written when all of its items are done. */
+/**
+ * How long an arm took for a task: its part, by tokens, of a batch in which all tasks run; written when all of the batch is
+ * done. Preemptions are those of the whole batch.
+ */
 export const Batch = z.strictObject({
   arm: z.string(),
   task: z.string(),
@@ -30,7 +33,9 @@ export const Batch = z.strictObject({
     seconds: z.number(),
     generatedTokens: z.int(),
     preemptions: z.int(),
-    engine: z.strictObject({ name: z.string(), version: z.string(), runner: z.string() }).optional(),
+    engine: z
+      .strictObject({ name: z.string(), version: z.string(), runner: z.string(), count: z.int().optional() })
+      .optional(),
   }),
 });
 export type Batch = z.infer<typeof Batch>;

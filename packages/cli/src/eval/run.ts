@@ -1,19 +1,18 @@
 import { PolicyRefused } from "@triattn/control";
 import { NotCompressed } from "../errors.ts";
 import { type Arm, budgetOf, checkBudgetOf } from "./arms.ts";
-import type { EvalEngine } from "./engine.ts";
+import type { EngineGroup } from "./engines.ts";
 import type { Progress } from "./progress.ts";
-import type { Row, RowFile } from "./rows.ts";
+import type { Batch, Row, RowFile } from "./rows.ts";
 import type { Item, Profile, Reply, Task } from "./task.ts";
 
 export interface RunOptions {
   readonly tasks: readonly Task[];
   readonly arms: readonly Arm[];
   readonly rows: RowFile;
-  readonly concurrency: number;
   readonly progress: Progress;
-  /** Starts an engine for a profile. */
-  readonly start: (profile: Profile, first: Arm) => Promise<EvalEngine>;
+  /** Starts engines for a profile. */
+  readonly start: (profile: Profile, first: Arm) => Promise<EngineGroup>;
 }
 
 /** Runs `work` on all items, so many at once; the first failure ends it. */
@@ -54,7 +53,7 @@ export async function run(options: RunOptions): Promise<void> {
     if (first === undefined) throw new Error("there is no arm to run");
     const engines = new Engines((arm) => options.start(profile, arm), await options.start(profile, first));
     try {
-      await runProfile(options, engines, tasks, profile === "score" ? 1 : options.concurrency);
+      await runProfile(options, engines, tasks);
     } finally {
       await engines.current.stop();
     }
@@ -63,16 +62,16 @@ export async function run(options: RunOptions): Promise<void> {
 
 /** The engine that runs now; another one where a policy cannot be put in force while one runs. */
 class Engines {
-  current: EvalEngine;
-  readonly #start: (first: Arm) => Promise<EvalEngine>;
+  current: EngineGroup;
+  readonly #start: (first: Arm) => Promise<EngineGroup>;
 
-  constructor(start: (first: Arm) => Promise<EvalEngine>, current: EvalEngine) {
+  constructor(start: (first: Arm) => Promise<EngineGroup>, current: EngineGroup) {
     this.#start = start;
     this.current = current;
   }
 
   /** Throws PolicyRefused when an engine that starts with the policy refuses it as well. */
-  async use(arm: Arm): Promise<EvalEngine> {
+  async use(arm: Arm): Promise<EngineGroup> {
     try {
       await this.current.use(arm);
     } catch (error) {
@@ -84,12 +83,7 @@ class Engines {
   }
 }
 
-async function runProfile(
-  options: RunOptions,
-  engines: Engines,
-  tasks: readonly Task[],
-  concurrency: number,
-): Promise<void> {
+async function runProfile(options: RunOptions, engines: Engines, tasks: readonly Task[]): Promise<void> {
   const { arms, rows, progress } = options;
   const all = new Map<Task, readonly Item[]>();
   for (const task of tasks) {
@@ -104,37 +98,44 @@ async function runProfile(
   const left = (arm: Arm, task: Task) =>
     (all.get(task) ?? []).filter(({ id }) => !rows.has(arm.label, task.name, id));
   for (const arm of arms) {
-    if (tasks.every((task) => left(arm, task).length === 0 && !(arm.keep === null && task.needsFull)))
-      continue;
-    const engine = await engines.use(arm);
+    const items = new Map<Task, readonly Item[]>();
     for (const task of tasks) {
       // A run that goes on asks the full arm again for what it still compares with.
       const again = arm.keep === null && task.needsFull && arms.some((other) => left(other, task).length > 0);
-      const items = again ? (all.get(task) ?? []) : left(arm, task);
-      if (items.length === 0) continue;
-      await runBatch({ arm, task, items, engine, rows, progress, full, concurrency });
+      const due = again ? (all.get(task) ?? []) : left(arm, task);
+      if (due.length > 0) items.set(task, due);
+      // All rows are there, and the run ended before it could say so.
+      else if (!rows.complete(arm.label, task.name)) rows.addBatch(batchOf(arm, task, engines.current));
     }
+    if (items.size === 0) continue;
+    const engine = await engines.use(arm);
+    await runBatch({ arm, items, engine, rows, progress, full });
   }
+}
+
+function batchOf(arm: Arm, task: Task, engine: EngineGroup, counts: Partial<Batch["batch"]> = {}): Batch {
+  const none = { seconds: 0, generatedTokens: 0, preemptions: 0, engine: engine.description };
+  return { arm: arm.label, task: task.name, batch: { ...none, ...counts } };
 }
 
 interface BatchOptions {
   readonly arm: Arm;
-  readonly task: Task;
-  readonly items: readonly Item[];
-  readonly engine: EvalEngine;
+  readonly items: ReadonlyMap<Task, readonly Item[]>;
+  readonly engine: EngineGroup;
   readonly rows: RowFile;
   readonly progress: Progress;
   readonly full: Map<string, Reply>;
-  readonly concurrency: number;
 }
 
+/** All that an arm has left, of all tasks beside one another: one task after another would leave room at each one's end. */
 async function runBatch(options: BatchOptions): Promise<void> {
-  const { arm, task, items, engine, rows, progress, full, concurrency } = options;
+  const { arm, items, engine, rows, progress, full } = options;
   const before = engine.preemptions;
   const began = performance.now();
-  let generated = 0;
+  const generated = new Map([...items.keys()].map((task) => [task, 0]));
   let ended = began;
-  await pool(items, concurrency, async (item) => {
+  const work = [...items].flatMap(([task, due]) => due.map((item) => ({ task, item })));
+  await pool(work, engine.concurrency, async ({ task, item }) => {
     const budget = budgetOf(arm.keep, item.sizes);
     const { reply, rounds, tokensEvicted, due, seconds, answered } = await engine.request(item, budget);
     ended = Math.max(ended, answered);
@@ -149,7 +150,7 @@ async function runBatch(options: BatchOptions): Promise<void> {
     const key = `${task.name} ${item.id}`;
     if (arm.keep === null && task.needsFull) full.set(key, reply);
     const computed = item.prompt.length + reply.tokens.length - 1;
-    generated += reply.tokens.length;
+    generated.set(task, (generated.get(task) ?? 0) + reply.tokens.length);
     const row: Row = {
       arm: arm.label,
       task: task.name,
@@ -167,14 +168,11 @@ async function runBatch(options: BatchOptions): Promise<void> {
     progress.done(row);
   });
   const seconds = (ended - began) / 1000;
-  rows.addBatch({
-    arm: arm.label,
-    task: task.name,
-    batch: {
-      seconds,
-      generatedTokens: generated,
-      preemptions: engine.preemptions - before,
-      engine: engine.description,
-    },
-  });
+  const total = [...generated.values()].reduce((sum, tokens) => sum + tokens, 0);
+  const preemptions = engine.preemptions - before;
+  for (const [task, generatedTokens] of generated) {
+    // A task's part of the time is that of its tokens: whose they are makes no difference to a step.
+    const part = (seconds * generatedTokens) / Math.max(1, total);
+    rows.addBatch(batchOf(arm, task, engine, { seconds: part, generatedTokens, preemptions }));
+  }
 }

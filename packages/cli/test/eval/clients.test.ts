@@ -1,10 +1,13 @@
 import { createServer, type IncomingMessage } from "node:http";
 import type { AddressInfo } from "node:net";
+import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type EvalBackend, roundsDue } from "../../src/eval/backend.ts";
 import { sglang } from "../../src/eval/backend-sglang.ts";
 import { vllm } from "../../src/eval/backend-vllm.ts";
+import { layout } from "../../src/eval/engines.ts";
 import type { Item, Profile, Reply } from "../../src/eval/task.ts";
+import { root } from "../helpers.ts";
 
 interface Asked {
   readonly path: string | undefined;
@@ -132,6 +135,67 @@ test("answers that are none, and answers that were cut, are errors", async () =>
   for (const [backend, answered, message] of cases) {
     await expect(complete(backend, item, 0, answered)).rejects.toThrow(message);
   }
+});
+
+test("a request has a connection of its own: an idle one may be closed just as the next is sent", async () => {
+  const ports = new Set<number | undefined>();
+  const note = (message: IncomingMessage) => ports.add(message.socket.remotePort);
+  server.on("request", note);
+  for (let i = 0; i < 3; i++) {
+    await complete(vllm, item, 0, { choices: [{ text: "", token_ids: [8], finish_reason: "stop" }] });
+  }
+  server.off("request", note);
+  expect(ports.size).toBe(3);
+});
+
+test("how many engines and requests at once: more of both for a small model on a CPU", () => {
+  const tiny = join(root, "examples", "tiny-reasoner", "model");
+  const some = { model: tiny, backend: "vllm", flags: [], profile: "generate", longest: 2028 } as const;
+  const asked = { ...some, requests: 200, engines: undefined, concurrency: undefined };
+  expect(layout(asked, true, 2)).toEqual({ engines: 2, each: 100 });
+  expect(layout(asked, true, 64)).toEqual({ engines: 2, each: 100 });
+  expect(layout({ ...asked, requests: 1000 }, true, 2)).toEqual({ engines: 2, each: 128 });
+  expect(layout({ ...asked, concurrency: 8 }, true, 2)).toEqual({ engines: 2, each: 4 });
+  expect(layout({ ...asked, profile: "score" }, true, 2)).toEqual({ engines: 2, each: 1 });
+  // 4 GiB hold fewer of the long ones, and never fewer than elsewhere.
+  expect(layout({ ...asked, requests: 1000, longest: 8000 }, true, 2).each).toBeLessThan(128);
+  expect(layout({ ...asked, requests: 1000, longest: 200_000 }, true, 2)).toEqual({ engines: 2, each: 32 });
+  const one: Parameters<typeof layout>[] = [
+    [asked, false, 2],
+    [asked, true, 1],
+    [{ ...asked, requests: 31 }, true, 2],
+    [{ ...asked, model: "Qwen/Qwen3-8B" }, true, 2],
+    [{ ...asked, backend: "sglang" }, true, 2],
+    [{ ...asked, flags: ["--port", "8000"] }, true, 2],
+    [{ ...asked, engines: 1 }, true, 2],
+  ];
+  for (const [options, cpu, cores] of one) expect(layout(options, cpu, cores).engines).toBe(1);
+  expect(layout(asked, false, 2)).toEqual({ engines: 1, each: 64 });
+  expect(layout({ ...asked, engines: 3 }, false, 2)).toEqual({ engines: 3, each: 22 });
+  expect(() => layout({ ...asked, engines: 2, flags: ["--port=8000"] }, true, 2)).toThrow(
+    /--engines = 2: 1 beside an engine's own --port/,
+  );
+});
+
+test("vLLM on a CPU: one process, unless the user's flags want several; a cache for whole requests", () => {
+  const needs = {
+    model: join(root, "examples", "tiny-reasoner", "model"),
+    profile: "generate",
+    concurrency: 100,
+    interval: 64,
+    budget: 2048,
+    longest: 2028,
+    flags: [],
+  } as const;
+  const flags = vllm.flags(needs, "s", true).join(" ");
+  expect(flags).toContain("--distributed-executor-backend uni");
+  // 4 layers, 2 KV heads of 64, K and V in float32; 64 blocks and 2 more.
+  expect(flags).toContain(`--kv-cache-memory-bytes ${100 * 66 * 32 * 4 * 2 * 64 * 2 * 4}`);
+  for (const own of [["--tensor-parallel-size", "2"], ["-tp=2"], ["-pp", "2"]]) {
+    expect(vllm.flags({ ...needs, flags: own }, "s", true).join(" ")).not.toContain("uni");
+  }
+  expect(vllm.flags(needs, "s", false).join(" ")).not.toContain("uni");
+  expect(vllm.cpuEnvironment({})).toMatchObject({ VLLM_ENABLE_V1_MULTIPROCESSING: "0" });
 });
 
 test("SGLang's flags: a pool for whole requests on a CPU, chunks of one interval where texts are scored", () => {

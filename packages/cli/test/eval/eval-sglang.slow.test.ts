@@ -23,7 +23,7 @@ test("SGLang: the same rows and figures as vLLM from the same answers", async ()
   // The user's flags come last.
   expect(JSON.parse(args ?? "").args.slice(2)).toEqual([
     ...["--port", expect.stringMatching(/^\d+$/), "--host", "127.0.0.1", "--served-model-name", "evaluated"],
-    ...["--disable-radix-cache", "--max-running-requests", "64", "--context-length", "1436"],
+    ...["--disable-radix-cache", "--max-running-requests", "6", "--context-length", "1436"],
     ...["--page-size", "4"],
   ]);
   const { engine, tasks } = lastJson(here);

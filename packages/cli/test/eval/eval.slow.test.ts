@@ -101,6 +101,34 @@ test("an engine that dies half-way: exit code 4, finished rows kept, --resume go
   expect([damaged.code, damaged.stderr]).toEqual([2, expect.stringMatching(/line \d+: is no row \(arm: /)]);
 }, 120_000);
 
+test("two engines share an arm's requests, under the same policy; the same figures; both end with the run", async () => {
+  using directory = new TemporaryDirectory();
+  const two = ["--engines", "2", "--verbose", "--out", join(directory.path, "two.jsonl")];
+  const ran = await evaluate(directory, "", "--json", ...two);
+  expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining("2 engines serve after")]);
+  expect(lastJson(ran).engine).toEqual({ name: "vllm", version: "9.9.9", runner: "v1", count: 2 });
+  const alone = await evaluate(directory, "", "--json", "--out", join(directory.path, "one.jsonl"));
+  const figures = (of: Ran) =>
+    Object.values<Record<string, Record<string, unknown>>>(lastJson(of).tasks).map((arms) =>
+      Object.entries(arms).map(([arm, { exact, total, rounds, tokensEvicted, ci95, keptRatio }]) => [
+        ...[arm, exact, total, rounds, tokensEvicted, ci95],
+        (keptRatio as number).toFixed(9),
+      ]),
+    );
+  expect(figures(ran)).toEqual(figures(alone));
+
+  // One that dies ends the run, and the other one.
+  const dead = await evaluate(
+    directory,
+    "dies:20",
+    "--engines",
+    "2",
+    "--out",
+    join(directory.path, "died.jsonl"),
+  );
+  expect([dead.code, dead.stderr]).toEqual([4, expect.stringMatching(/finished rows are kept/)]);
+}, 120_000);
+
 test("an arm that compresses nothing is an error: exit code 5", async () => {
   using directory = new TemporaryDirectory();
   const rows = ["--out", join(directory.path, "rows.jsonl")];
