@@ -81,7 +81,10 @@ def generated(
     options = {"task": task, "length": length, "split": split, "seed": seed, "count": count}
     flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
     process = subprocess.Popen(
-        [*shlex.split(triattn), "eval", "generate", *flags, "--json"], stdout=subprocess.PIPE, text=True, cwd=ROOT
+        [*shlex.split(triattn), "eval", "generate", *flags, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
     )
     try:
         assert process.stdout is not None

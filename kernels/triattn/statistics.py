@@ -6,7 +6,8 @@ radians a token after scaling, with F = rotary dim / 2 (TriAttention, arXiv 2604
 has what calibration learned of selection, too: `learned_weights` [terms, layers, KV heads] and `learned_share`
 [layers, KV heads], the part of the free places that is reserved for distinct tokens. A file of format 3 has those or
 not, and `q_covariance` [3, layers, query heads, F]: the variances of the pre-rotary query's real and of its imaginary
-part, and their covariance. Its `__metadata__` has one key, `triattn`: a JSON object with the fields of `Metadata`.
+part, and their covariance. A file of format 4 has all that, and `learned_probe` [layers, KV heads, head dim], what the
+term `probe` multiplies keys by. Its `__metadata__` has one key, `triattn`: a JSON object with the fields of `Metadata`.
 """
 
 from __future__ import annotations
@@ -30,12 +31,13 @@ from triattn.rotary import frequencies
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 3
+FORMAT = 4
 TENSORS = ("q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq")
 LEARNED = ("learned_weights", "learned_share")
 COVARIANCE = "q_covariance"
-OPTIONAL = (*LEARNED, COVARIANCE)
-LEARNABLE = ("trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm")
+PROBE = "learned_probe"
+OPTIONAL = (*LEARNED, COVARIANCE, PROBE)
+LEARNABLE = ("trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm", "probe")
 """Terms that weights are learned for, each with its defaults."""
 LEARNABLE_TOO = ("expected", "leverage")
 """Further terms that weights can be learned for, where asked."""
@@ -51,7 +53,18 @@ class Learned(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     they were not fitted on, beside what other scores keep; `kept` has a number in [0, 1] for each."""
 
     terms: list[
-        Literal["trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm", "expected", "leverage"]
+        Literal[
+            "trig",
+            "norm",
+            "keydiff",
+            "superseded",
+            "recency",
+            "knorm",
+            "vnorm",
+            "probe",
+            "expected",
+            "leverage",
+        ]
     ]
     tokens: int
     seed: int
@@ -93,6 +106,7 @@ class Statistics:
     learned_weights: torch.Tensor | None = None
     learned_share: torch.Tensor | None = None
     q_covariance: torch.Tensor | None = None
+    learned_probe: torch.Tensor | None = None
     path: str = ""
 
     @property
@@ -115,6 +129,8 @@ class Statistics:
             heads = slice(query_heads.start // group, -(-query_heads.stop // group))
             parts["learned_weights"] = self.learned_weights[:, index][:, :, heads].contiguous()
             parts["learned_share"] = self.learned_share[index][:, heads].contiguous()
+            if self.learned_probe is not None:
+                parts[PROBE] = self.learned_probe[index][:, heads].contiguous()
         if self.q_covariance is not None:
             parts[COVARIANCE] = self.q_covariance[:, index][:, :, query_heads].contiguous()
         return replace(self, **parts)
@@ -241,9 +257,19 @@ def _verify(stats: Statistics, torch: Any) -> None:
     terms = stats.learned_terms
     if stats.metadata.format == 1 and len(tensors) > len(TENSORS):
         raise StatisticsError(f"format{where}", 1, f"has no tensors beside {sorted(TENSORS)}; {_REMEDY}")
-    if (stats.metadata.format == 3) != (COVARIANCE in tensors):
+    if (stats.metadata.format >= 3) != (COVARIANCE in tensors):
         raise StatisticsError(
-            f"format{where}", stats.metadata.format, f"{COVARIANCE} makes a file one of format 3; {_REMEDY}"
+            f"format{where}",
+            stats.metadata.format,
+            f"{COVARIANCE} makes a file one of format 3 or 4; {_REMEDY}",
+        )
+    if (stats.metadata.format == 4) != (PROBE in tensors):
+        raise StatisticsError(
+            f"format{where}", stats.metadata.format, f"{PROBE} makes a file one of format 4; {_REMEDY}"
+        )
+    if ("probe" in terms) != (PROBE in tensors):
+        raise StatisticsError(
+            f"learned.terms{where}", list(terms), f"probe and {PROBE} go together; {_REMEDY}"
         )
     if "expected" in terms and COVARIANCE not in tensors:
         raise StatisticsError(f"learned.terms{where}", list(terms), f"expected needs {COVARIANCE}; {_REMEDY}")
@@ -254,6 +280,7 @@ def _verify(stats: Statistics, torch: Any) -> None:
         "learned_weights": [len(terms), model.layers, model.kv_heads],
         "learned_share": [model.layers, model.kv_heads],
         COVARIANCE: [3, *whole],
+        PROBE: [model.layers, model.kv_heads, model.head_dim],
     }
     for name, tensor in tensors.items():
         shape = shapes.get(name, whole)
@@ -326,7 +353,7 @@ def save(
 
     more = [n for n in OPTIONAL if n in tensors]
     metadata = Metadata(
-        format=3 if COVARIANCE in more else 2 if more else 1,
+        format=4 if PROBE in more else 3 if COVARIANCE in more else 2 if more else 1,
         model=model,
         identity=identity,
         sha256=digest(tensors),

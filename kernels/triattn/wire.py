@@ -353,6 +353,16 @@ class LeverageTerm(Strict, kw_only=True, tag_field="kind", tag="leverage"):
     ] = 1
 
 
+class ProbeTerm(Strict, kw_only=True, tag_field="kind", tag="probe"):
+    """
+    A linear function of the key with its rotation undone, one for each layer and KV head: what calibration found to foretell how much later queries miss a token (a linear probe, as KVzap's, arXiv 2601.07891, on hidden states). Needs statistics with a probe.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
 class GumbelTerm(Strict, kw_only=True, tag_field="kind", tag="gumbel"):
     """
     Gumbel noise from the policy's seed: added to other terms, tokens are drawn without replacement with probabilities softmax(the other terms / weight).
@@ -542,6 +552,7 @@ ScoreTerm: TypeAlias = (
     | SupersededTerm
     | ExpectedTerm
     | LeverageTerm
+    | ProbeTerm
     | GumbelTerm
 )
 

@@ -12,7 +12,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.policies.builders import document, policy, request, shape, statistics
 from triattn.calibrate import learn as learning
 from triattn.calibrate.errors import CalibrationError
-from triattn.calibrate.learn import SINKS, WINDOW, Samples, fit, kept, learn, observe, reserved, shares_of
+from triattn.calibrate.learn import (
+    SINKS,
+    WINDOW,
+    Samples,
+    fit,
+    kept,
+    learn,
+    observe,
+    reserved,
+    shares_of,
+    with_probe,
+)
 from triattn.calibrate.replay import replay
 from triattn.policies import Policy
 from triattn.policies.keydiff import KeyDiff
@@ -98,15 +109,13 @@ def test_damage_is_what_losing_one_token_does_to_the_outputs(model) -> None:
     _, _, values, _, out, weights = seen[1]
     for candidate in (0, 40):
         lost = SINKS + candidate
-        shift, mass = [], []
+        shift = []
         for head in (2, 3):
             without = weights[head, 150:300].clone()
             without[:, lost] = 0
             without = without / without.sum(-1, keepdim=True)
-            shift.append((without @ values[1] - out[head, 150:300]).norm(dim=-1).mean())
-            mass.append(weights[head, 150:300, lost].mean())
-        assert float(samples.damage[1, 1, candidate]) == pytest.approx(float(sum(shift)) / 2, rel=1e-3)
-        assert float(samples.mass[1, 1, candidate]) == pytest.approx(float(sum(mass)) / 2, rel=1e-4)
+            shift.append((without @ values[1] - out[head, 150:300]).norm(dim=-1).max())
+        assert float(samples.damage[1, 1, candidate]) == pytest.approx(float(max(shift)), rel=1e-3)
 
 
 def planted(seed: int) -> Samples:
@@ -114,14 +123,39 @@ def planted(seed: int) -> Samples:
     features = torch.randn(3, 2, 1, 400, generator=generator)
     log = 2 * features[0] - features[1] + 0.1 * torch.randn(2, 1, 400, generator=generator)
     log[1] = features[2, 1]
-    return Samples(features, log.exp(), log.exp(), [150, 250])
+    keys = torch.randn(2, 1, 400, 4, generator=generator)
+    keys -= torch.cat([part.mean(2, True).expand_as(part) for part in keys.split([150, 250], 2)], 2)
+    return Samples(features, log.exp(), keys.half(), [150, 250])
 
 
 def test_fit_finds_weights_and_signs() -> None:
-    weights = fit([planted(i) for i in range(3)])
+    weights, probe = fit([planted(i) for i in range(3)])
+    assert float(probe.abs().max()) < 0.1 * float(weights.abs().max())
     unit = weights / weights.norm(dim=0)
     wanted = torch.tensor([[2.0, 0.0], [-1.0, 0.0], [0.0, 1.0]])
     torch.testing.assert_close(unit[..., 0], wanted / wanted.norm(dim=0), rtol=0.1, atol=0.05)
+
+
+def test_fit_finds_what_keys_say() -> None:
+    """Damage that is linear in keys, and in no feature: the probe has it all, whatever the scale of keys."""
+    vector = torch.tensor([0.5, 0.0, -2.0, 1.0])
+    samples = []
+    for seed in range(3):
+        sample = planted(seed)
+        log = (sample.keys.float() @ vector)[..., 0:400]
+        samples.append(dataclasses.replace(sample, damage=log.exp(), keys=(sample.keys * 50).half()))
+    weights, probe = fit(samples)
+    unit = probe / probe.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(unit, (vector / vector.norm()).expand(2, 1, 4), rtol=0.02, atol=0.02)
+    widened, spread = with_probe(samples[0], probe)
+    assert widened.features.shape[0] == 4 and widened.keys.shape[-1] == 0
+    # Its z-scores times their spread are the prediction again, but for what is the same for all candidates.
+    scores = samples[0].keys.float()[:, :, :150] @ probe[..., None]
+    centred = (scores - scores.mean(2, True))[..., 0]
+    torch.testing.assert_close(
+        widened.features[3, :, :, :150] * centred.std(2, correction=0, keepdim=True), centred
+    )
+    assert spread.shape == (2, 1) and float(spread.min()) > 5 * float(weights.abs().max())
 
 
 def test_what_is_kept_is_a_part_of_the_use() -> None:
@@ -137,7 +171,7 @@ def test_the_reserve_costs_no_more_than_it_may(monkeypatch: pytest.MonkeyPatch) 
     # More than are tried by default: half of what is free is within the tolerance here, wherever it comes from.
     monkeypatch.setattr(learning, "SHARES", tuple(i / 8 for i in range(7)))
     sample = planted(7)
-    weights = fit([sample])
+    weights, _ = fit([sample])
     share = shares_of([sample], weights, [2])
     # In the second layer what is distinct is what is used: the reserve takes all it may.
     assert float(share[1]) == learning.SHARES[-1] and float(share[0]) < 0.75
@@ -154,9 +188,10 @@ def test_learning_is_repeatable_and_says_what_it_cannot(model) -> None:
     first, second = (learn(model, pieces, SHAPE, stats) for _ in range(2))
     assert torch.equal(first.weights, second.weights) and first.note == second.note
     assert first.weights.shape == (len(LEARNABLE), 2, 2) and first.share.shape == (2, 2)
+    assert first.note.terms == list(LEARNABLE) and first.probe.shape == (2, 2, SHAPE.head_dim)
     assert first.note.kept["possible"] >= max(v for k, v in first.note.kept.items() if k != "possible")
     more = learn(model, pieces, SHAPE, stats, more=("expected",))
-    assert more.note.terms == [*LEARNABLE, "expected"] and "expected" in more.note.kept
+    assert more.note.terms == [*LEARNABLE[:-1], "expected", "probe"] and "expected" in more.note.kept
     assert more.weights.shape == (len(LEARNABLE) + 1, 2, 2)
     with pytest.raises(CalibrationError, match="two pieces"):
         learn(model, pieces[:1], SHAPE, stats)

@@ -58,6 +58,15 @@ POLICIES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         [{"kind": "trig", "offsets": "max"}, {"kind": "norm", "residual": False}],
         {"selection": "union"},
     ),
+    "superseded and probe": (
+        [{"kind": "superseded"}, {"kind": "probe", "weight": 2}, {"kind": "recency"}],
+        {**EACH, "normalize": "each"},
+    ),
+    "probe in a sum": (
+        [{"kind": "superseded"}, {"kind": "probe", "weight": 2}],
+        {**EACH, "normalize": "sum"},
+    ),
+    "probe": ([{"kind": "probe"}, {"kind": "keydiff"}], {**EACH, "normalize": "each"}),
     "magnitudes": (
         [{"kind": "vnorm", "log": True}, {"kind": "knorm"}, {"kind": "vrange", "weight": -0.5}],
         {**EACH, "normalize": "sum"},

@@ -56,6 +56,7 @@ def statistics(model: ModelShape, generator: torch.Generator) -> SimpleNamespace
         q_mean_imag=imag,
         q_abs_mean=torch.hypot(real, imag) + more.abs(),
         q_covariance=torch.stack([a * a + 0.1, b * b + c * c + 0.1, a * b]),
+        learned_probe=torch.randn(model.layers, model.kv_heads, model.head_dim, generator=own),
     )
 
 

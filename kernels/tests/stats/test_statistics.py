@@ -157,6 +157,24 @@ def test_covariances_that_cannot_be(tmp_path: Path, change, what) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_probe_comes_along(tmp_path: Path) -> None:
+    probe = torch.randn(3, 2, geometry(CONFIG).head_dim, generator=torch.Generator().manual_seed(3))
+    tensors = {**learned_tensors(), **covariance_tensors(), "learned_probe": probe}
+    learned = msgspec.structs.replace(LEARNED, terms=["trig", "probe"])
+    stats = write(tmp_path / "probe.safetensors", tensors=tensors, learned=learned)
+    assert stats.metadata.format == 4 and stats.learned_terms == ("trig", "probe")
+    part = stats.part([2, 0], slice(2, 4))
+    assert torch.equal(part.learned_probe, probe[[2, 0]][:, 1:2])
+    with pytest.raises(StatisticsError, match="probe and learned_probe go together"):
+        write(tmp_path / "a.safetensors", tensors=tensors, learned=LEARNED)
+    del tensors["learned_probe"]
+    with pytest.raises(StatisticsError, match="probe and learned_probe go together"):
+        write(tmp_path / "b.safetensors", tensors=tensors, learned=learned)
+    with pytest.raises(StatisticsError, match="learned_probe"):
+        wrong = {**tensors, "learned_probe": probe[:, :, :4]}
+        write(tmp_path / "c.safetensors", tensors=wrong, learned=learned)
+
+
 def test_covariances_and_format_go_together(tmp_path: Path) -> None:
     path = tmp_path / "more.safetensors"
     for form in (1, 2):
@@ -219,8 +237,8 @@ def test_foreign_files(tmp_path: Path, path: Path) -> None:
     for missing in (tmp_path / "missing.safetensors", tmp_path):
         with pytest.raises(StatisticsError):
             Statistics.load(missing)
-    rewrite(path, format=4)
-    with pytest.raises(StatisticsError, match="reads formats 1 to 3"):
+    rewrite(path, format=5)
+    with pytest.raises(StatisticsError, match="reads formats 1 to 4"):
         Statistics.load(path)
 
 

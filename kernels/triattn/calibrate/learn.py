@@ -2,15 +2,16 @@
 
 On text, each layer's attention at some times is compared with what score terms said at that time of each token that
 could have gone. What counts is the damage that losing token i does to the outputs o of the following queries,
-p / (1 − p) ‖v_i − o‖ with p its attention probability: exactly what dropping it and renormalising changes. A ridge
-regression of its logarithm on the z-scored terms gives weights with signs; text that it has not seen says how much of
-the damage is avoided by keeping the best of each score.
+p / (1 − p) ‖v_i − o‖ with p its attention probability: exactly what dropping it and renormalising changes; and of them
+the largest (as KVzip, arXiv 2505.23416, takes the largest attention): a token that one query needs once is needed. A
+ridge regression of its logarithm on the z-scored terms, and on the key with its rotation undone, gives weights with
+signs and a probe; text that it has not seen says how much of the damage is avoided by keeping the best of each score.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from triattn.calibrate.errors import CalibrationError
 from triattn.calibrate.replay import attend, attention_replaced
 from triattn.policies import ModelShape, QueryStatistics, Round
 from triattn.policies.policy import z_score
+from triattn.policies.superseded import rotation_undone
 from triattn.policies.terms import Term, terms_of
 from triattn.statistics import LEARNABLE, Learned
 
@@ -36,18 +38,19 @@ class Samples:
     """What was seen of one text: by (layer, KV head), the candidates of each time.
 
     `features` float32 [terms, layers, kv_heads, candidates], z-scored for each time, over a group's query heads their
-    mean; `damage` and `mass` (of attention, per query and query head) float32 [layers, kv_heads, candidates]. `times`
-    are the numbers of candidates of each time, in order.
+    mean; `damage` float32 [layers, kv_heads, candidates], the largest of all later queries; `keys` float16 [layers,
+    kv_heads, candidates, head_dim], their rotation undone and each time's mean taken off. `times` are the numbers of
+    candidates of each time, in order.
     """
 
     features: Tensor
     damage: Tensor
-    mass: Tensor
+    keys: Tensor
     times: list[int] = field(default_factory=list)
 
 
-def _use(values: Tensor, weights: Tensor, time: int) -> tuple[Tensor, Tensor]:
-    """Damage and mass [kv_heads, time] of the entries before `time` under the queries after it."""
+def _damage(values: Tensor, weights: Tensor, time: int) -> Tensor:
+    """Damage [kv_heads, time] that losing one of the entries before `time` does: the most to a query after it."""
     after = slice(time, None)
     p = weights[:, after, :time]
     group = weights.shape[0] // values.shape[0]
@@ -57,7 +60,7 @@ def _use(values: Tensor, weights: Tensor, time: int) -> tuple[Tensor, Tensor]:
     v, o = wide[:, :time].square().sum(-1), out.square().sum(-1)
     distance = v[:, None] + o[:, :, None] - 2 * torch.einsum("hkd,hqd->hqk", wide[:, :time], out)
     damage = p / (1 - p).clamp(min=1e-3) * distance.clamp(min=0).sqrt()
-    return tuple(x.mean(dim=1).unflatten(0, (-1, group)).mean(dim=1) for x in (damage, p))  # type: ignore[return-value]
+    return damage.amax(dim=1).unflatten(0, (-1, group)).amax(dim=1)
 
 
 @torch.inference_mode()
@@ -68,9 +71,9 @@ def observe(
     statistics: QueryStatistics | None,
     terms: Sequence[Term],
 ) -> Samples | None:
-    """Run a text once and compare scores with use, half-way and at three quarters. None for one that is too short."""
+    """Run a text once and compare scores with use, at each quarter. None for one that is too short."""
     length = len(tokens)
-    times = [t for t in (length // 2, length * 3 // 4) if t > 2 * (SINKS + WINDOW)]
+    times = [t for t in (length // 4, length // 2, length * 3 // 4) if t > 2 * (SINKS + WINDOW)]
     if not times or length - times[-1] < 16:
         return None
     found: list[list[list[Tensor]]] = [[] for _ in range(3)]
@@ -96,11 +99,15 @@ def observe(
             for term in terms:
                 z = z_score(term.score(ctx, layer)[:, free], everything)
                 scores.append(z.unflatten(0, (shape.kv_heads, -1)).mean(1) if term.per_query_head else z)
-            damage, mass = _use(values, weights, time)
-            for column, value in zip(
-                columns, (torch.stack(scores), damage[:, free], mass[:, free]), strict=True
-            ):
-                column.append(value.float().cpu())
+            straight = rotation_undone(shape, ctx.keys(layer), ctx.positions[layer])[:, free]
+            seen = (
+                torch.stack(scores).float(),
+                _damage(values, weights, time)[:, free].float(),
+                # Clipped where float16 ends: some models' keys have a few huge dimensions.
+                (straight - straight.mean(dim=1, keepdim=True)).clamp(-6e4, 6e4).half(),
+            )
+            for column, value in zip(columns, seen, strict=True):
+                column.append(value.cpu())
         for held, column in zip(found, columns, strict=True):
             held.append(column)
         return out
@@ -112,30 +119,48 @@ def observe(
             input_ids=ids, position_ids=torch.arange(length, device=device)[None], use_cache=False
         )
     features = torch.stack([torch.cat(layer, dim=-1) for layer in found[0]], dim=1)
-    damage, mass = (torch.stack([torch.cat(layer, dim=-1) for layer in held]) for held in found[1:])
-    return Samples(features, damage, mass, [t - WINDOW - SINKS for t in times])
+    damage = torch.stack([torch.cat(layer, dim=-1) for layer in found[1]])
+    keys = torch.stack([torch.cat(layer, dim=1) for layer in found[2]])
+    return Samples(features, damage, keys, [t - WINDOW - SINKS for t in times])
 
 
-def fit(samples: Sequence[Samples]) -> Tensor:
-    """Weights float32 [terms, layers, kv_heads]: those of the best linear prediction of the logarithm of the damage."""
-    count = samples[0].features.shape[0]
-    gram = torch.zeros(*samples[0].damage.shape[:2], count, count, dtype=torch.float64)
-    moment = torch.zeros(*samples[0].damage.shape[:2], count, dtype=torch.float64)
-    total = 0
+def fit(samples: Sequence[Samples]) -> tuple[Tensor, Tensor]:
+    """The best linear prediction of the logarithm of the damage: weights of the features float32 [terms, layers,
+    kv_heads], and of the dimensions of keys, the probe, float32 [layers, kv_heads, head_dim]."""
+    terms, *rows = samples[0].features.shape[:3]
+    count = terms + samples[0].keys.shape[-1]
+    gram = torch.zeros(*rows, count, count, dtype=torch.float64)
+    moment = torch.zeros(*rows, count, dtype=torch.float64)
     for sample in samples:
         parts = zip(
-            sample.features.split(sample.times, -1), sample.damage.split(sample.times, -1), strict=True
+            sample.features.split(sample.times, -1),
+            sample.keys.split(sample.times, -2),
+            sample.damage.split(sample.times, -1),
+            strict=True,
         )
-        for features, damage in parts:
+        for features, keys, damage in parts:
             target = damage.double().clamp(min=1e-12).log()
             target = (target - target.mean(-1, keepdim=True)) / target.std(-1, keepdim=True).clamp(min=1e-6)
-            x = features.double().permute(1, 2, 3, 0)
+            x = torch.cat([features.double().permute(1, 2, 3, 0), keys.double()], dim=-1)
             gram += x.transpose(-1, -2) @ x
             moment += (x.transpose(-1, -2) @ target[..., None])[..., 0]
-            total += x.shape[-2]
-    eye = torch.eye(count, dtype=torch.float64)
-    weights = torch.linalg.solve(gram + RIDGE * total * eye, moment[..., None])[..., 0]
-    return weights.permute(2, 0, 1).float().contiguous()
+    # In units of each variable's own variance: keys are not z-scored.
+    ridge = RIDGE * gram.diagonal(dim1=-2, dim2=-1) + 1e-6
+    found = torch.linalg.solve(gram + torch.diag_embed(ridge), moment[..., None])[..., 0].float()
+    return found[..., :terms].permute(2, 0, 1).contiguous(), found[..., terms:].contiguous()
+
+
+def with_probe(sample: Samples, probe: Tensor) -> tuple[Samples, Tensor]:
+    """A sample with one more feature, the probe's z-scores, and without the keys; and the scores' spread, float32
+    [layers, kv_heads], which is the weight of that feature."""
+    scores = torch.einsum("lhnd,lhd->lhn", sample.keys.float(), probe)
+    parts = scores.split(sample.times, -1)
+    spread = torch.stack([part.std(dim=-1, correction=0) for part in parts]).mean(dim=0)
+    z = torch.cat(
+        [z_score(p.flatten(0, 1), torch.ones(1, p.shape[-1], dtype=torch.bool)).view_as(p) for p in parts], -1
+    )
+    features = torch.cat([sample.features, z[None]])
+    return replace(sample, features=features, keys=sample.keys[..., :0]), spread
 
 
 def kept(scores: Tensor, use: Tensor, times: Sequence[int], fraction: float) -> Tensor:
@@ -192,6 +217,7 @@ class Selection:
 
     weights: Tensor
     share: Tensor
+    probe: Tensor
     note: Learned
 
 
@@ -210,7 +236,7 @@ def learn(
     Raises CalibrationError for text with fewer than two pieces that are long enough, and for attention that cannot
     be replayed.
     """
-    kinds = (*LEARNABLE, *more)
+    kinds = (*(kind for kind in LEARNABLE if kind != "probe"), *more)
     terms = terms_of(kinds)
     samples: list[Samples] = []
     tokens = 0
@@ -222,14 +248,18 @@ def learn(
     return select(samples, tokens, kinds)
 
 
-def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str] = LEARNABLE) -> Selection:
-    """Weights and shares of samples that were taken of so many tokens: see `learn`. `kinds` are the features."""
+def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str]) -> Selection:
+    """Weights, shares and probe of samples that were taken of so many tokens: see `learn`. `kinds` are the features."""
     fitted, others = samples[::2], samples[1::2]
     if not others:
         raise CalibrationError(
             "learn", tokens, "two pieces of text of 300 tokens or more are needed; give more text"
         )
-    weights = fit(fitted)
+    weights, probe = fit(fitted)
+    fitted, spreads = zip(*(with_probe(sample, probe) for sample in fitted), strict=True)
+    others = [with_probe(sample, probe)[0] for sample in others]
+    weights = torch.cat([weights, torch.stack(spreads).mean(dim=0)[None]])
+    kinds = (*kinds, "probe")
     at = {kind: i for i, kind in enumerate(kinds)}
     distinct = (at["superseded"],)
     share = shares_of(fitted, weights, distinct)
@@ -260,4 +290,4 @@ def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str] = LEARN
         "random": average(lambda s, _: torch.rand(s.damage.shape, generator=noise)),
     }
     note = Learned(terms=list(kinds), tokens=tokens, seed=SEED, kept=report)
-    return Selection(weights, share, note)
+    return Selection(weights, share, probe, note)

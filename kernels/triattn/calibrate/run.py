@@ -221,7 +221,11 @@ def calibrate(options: Options) -> Statistics:
             # The means are worth having without: policies fall back to fixed weights, and the file says so.
             options.notice(f"no weights learned: {error}")
     if selection is not None:
-        tensors |= {"learned_weights": selection.weights, "learned_share": selection.share}
+        tensors |= {
+            "learned_weights": selection.weights,
+            "learned_share": selection.share,
+            "learned_probe": selection.probe,
+        }
     options.progress("write", 0, 1)
     source = ", ".join(p.name for p in options.text) if options.text else "text of triattn.calibrate"
     stats = save(

@@ -1,6 +1,7 @@
-"""Moves of kept entries into holes: K, V, position, and what terms remember. Sources lie at or beyond `keep`, holes below it.
+"""Moves of kept entries into holes: K, V, position and what terms remember.
 
-The two never overlap, so programs may move in any order. The oracle is triattn.ops.torch_rounds.
+Sources lie at or beyond `keep`, holes below it. The two never overlap, so programs may move in any order. The oracle is
+triattn.ops.torch_rounds.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from triattn.ops import expected, gumbel, leverage, magnitude, moments, superseded
+from triattn.ops import expected, gumbel, leverage, magnitude, moments, probe, superseded
 from triattn.policies import PolicyError
 from triattn.policies.expected import Expected
 from triattn.policies.gumbel import Gumbel
 from triattn.policies.leverage import SKETCH, Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
+from triattn.policies.probe import Probe
 from triattn.policies.superseded import Superseded
 
 
@@ -21,6 +22,10 @@ def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any) -> None:
     """Fill the channels of a `TritonRounds`' extras for a batch, or its buffer `given`."""
     p = rounds.program
     out, channels = (b.given, 1) if p.given else (b.raw, p.channels)
+    # The two read the same keys; where each has a channel of its own one kernel does both.
+    along = next((e for e in p.extras if isinstance(e.term, Probe)), None)
+    if p.given or not any(e.term == Superseded("key") for e in p.extras):
+        along = None
     for number, extra in enumerate(p.extras):
         into = {
             "weight": extra.weight if p.given else 1.0,
@@ -37,11 +42,24 @@ def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any) -> None:
             case ValueRange():
                 _magnitude(rounds, fields, tables, b, out, into, "v", magnitude.RANGE)
             case Superseded():
-                _superseded(rounds, fields, tables, b, out, into, extra.term)
+                _superseded(
+                    rounds,
+                    fields,
+                    tables,
+                    b,
+                    out,
+                    into,
+                    extra.term,
+                    along if extra.term.space == "key" else None,
+                )
             case Expected():
                 _expected(rounds, fields, tables, b, out, into, extra.constants)
             case Leverage():
                 _leverage(rounds, fields, tables, b, out, into, extra.constants)
+            case Probe() if along is None:
+                _probe(rounds, fields, tables, b, out, into, extra.constants)
+            case Probe():
+                pass
             case Gumbel():
                 _gumbel(rounds, fields, tables, b, out, into)
             case _:
@@ -116,7 +134,14 @@ def _magnitude(
 
 
 def _superseded(
-    rounds: Any, fields: Tensor, tables: Tensor, b: Any, out: Tensor, into: dict[str, Any], term: Superseded
+    rounds: Any,
+    fields: Tensor,
+    tables: Tensor,
+    b: Any,
+    out: Tensor,
+    into: dict[str, Any],
+    term: Superseded,
+    probe: Any,
 ) -> None:
     keys, (chunks, tiles) = term.space == "key", b.anchor_cut
     for group in rounds.groups:
@@ -129,6 +154,49 @@ def _superseded(
             tables,
             rounds.positions,
             rounds.program.turns,
+            rounds.scales if probe is None else probe.constants,
+            rounds.scales,
+            tables.stride(0),
+            chunks,
+            tiles,
+            b.stride // 16,
+            into["channel"],
+            into["weight"],
+            0 if probe is None else probe.channel,
+            *rounds.positions.stride()[:2],
+            *(group.key_strides if keys else group.value_strides),
+            **rounds.read_of(group),
+            CHANNELS=into["CHANNELS"],
+            ROTATED=keys and rounds.shape.rotary_dim > 0,
+            ADD=into["ADD"],
+            PROBE=probe is not None,
+            TILE=rounds.tuning.anchor_tile,
+            NEW=rounds.tuning.superseded_new,
+            num_warps=rounds.tuning.superseded_warps,
+        )
+
+
+def _probe(
+    rounds: Any,
+    fields: Tensor,
+    tables: Tensor,
+    b: Any,
+    out: Tensor,
+    into: dict[str, Any],
+    vectors: Tensor | None,
+) -> None:
+    shape, (chunks, tiles) = rounds.shape, b.anchor_cut
+    for group in rounds.groups:
+        probe.probe_kernel[(fields.shape[0] * group.size * shape.kv_heads * chunks,)](
+            out,
+            vectors,
+            group.key_bases,
+            rounds.scales,
+            group.layers,
+            fields,
+            tables,
+            rounds.positions,
+            rounds.program.turns,
             tables.stride(0),
             chunks,
             tiles,
@@ -136,14 +204,13 @@ def _superseded(
             into["channel"],
             into["weight"],
             *rounds.positions.stride()[:2],
-            *(group.key_strides if keys else group.value_strides),
+            *group.key_strides,
             **rounds.read_of(group),
             CHANNELS=into["CHANNELS"],
-            ROTATED=keys and rounds.shape.rotary_dim > 0,
+            ROTATED=shape.rotary_dim > 0,
             ADD=into["ADD"],
             TILE=rounds.tuning.anchor_tile,
-            NEW=rounds.tuning.superseded_new,
-            num_warps=rounds.tuning.superseded_warps,
+            num_warps=rounds.tuning.anchor_warps,
         )
 
 

@@ -46,8 +46,8 @@ class RoundBatch:
 
     `block_tables` is int32 [rows, blocks]; `fields` int32 [requests, 9], the columns named by FIELDS: `row` is the
     request's row of `block_tables`; entries of row index ≥ `previous` have position index + E, those below have
-    theirs in the positions table, and those below `known` what terms remember of them. The host's own knowledge of the batch sizes the launches: `max_resident` is the
-    largest R, `max_evicted` the largest R − keep.
+    theirs in the positions table, and those below `known` what terms remember of them. The host's own knowledge of the
+    batch sizes the launches: `max_resident` is the largest R, `max_evicted` the largest R − keep.
     """
 
     block_tables: Tensor

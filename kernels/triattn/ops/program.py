@@ -17,6 +17,7 @@ from triattn.policies.keydiff import KeyDiff
 from triattn.policies.leverage import Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.norm import Norm
+from triattn.policies.probe import Probe
 from triattn.policies.random import Random, mix
 from triattn.policies.recency import Recency
 from triattn.policies.superseded import Superseded
@@ -225,6 +226,8 @@ def _constants(
         return expected.fold(term, shape, statistics).to(device)
     if isinstance(term, Leverage):
         return leverage.fold(term, shape).to(device)
+    if isinstance(term, Probe):
+        return statistics.learned_probe.float().contiguous().to(device)  # type: ignore[union-attr]
     return None
 
 
@@ -264,7 +267,7 @@ def _kind(term: object) -> str:
             return "random"
         case Recency():
             return "recency"
-        case KeyNorm() | ValueRange() | Leverage() | Gumbel():
+        case KeyNorm() | ValueRange() | Leverage() | Probe() | Gumbel():
             return type(term).__name__.lower()
         case ValueNorm() | Superseded() | Expected():
             return str(term)

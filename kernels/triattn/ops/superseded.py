@@ -51,6 +51,15 @@ def halves(
 
 
 @triton.jit
+def probed(real, imag, probe, PAIR_STEP, PAIR_GAP, BANDS: tl.constexpr, BANDS_P2: tl.constexpr):
+    """Products [TILE] of keys, their bands alone, with the vector at `probe`."""
+    band = tl.arange(0, BANDS_P2)
+    left = tl.load(probe + band * PAIR_STEP, mask=band < BANDS, other=0.0)[None, :]
+    right = tl.load(probe + band * PAIR_STEP + PAIR_GAP, mask=band < BANDS, other=0.0)[None, :]
+    return tl.sum(real * left + imag * right, axis=1)
+
+
+@triton.jit
 def unit(
     rows,
     position,
@@ -63,20 +72,33 @@ def unit(
     BANDS_P2: tl.constexpr,
     REST_P2: tl.constexpr,
     ROTATED: tl.constexpr,
+    probe,
+    PROBE: tl.constexpr,
 ):
     """Keys at pointers `rows` [TILE] as unit vectors, their rotation undone, in float16: real and imaginary parts
-    [TILE, BANDS_P2], and what is beside the bands [TILE, REST_P2]. Then the squares of their lengths, float32 [TILE]."""
+    [TILE, BANDS_P2], and what is beside the bands [TILE, REST_P2]; and float32 [TILE], the squares of their lengths and,
+    with PROBE, their products with the vector at `probe`."""
     real, imag = halves(rows, position, turns, dim_stride, PAIR_STEP, PAIR_GAP, BANDS, BANDS_P2, ROTATED)
     square = tl.sum(real * real + imag * imag, axis=1)
+    seen = square
+    if PROBE:
+        seen = probed(real, imag, probe, PAIR_STEP, PAIR_GAP, BANDS, BANDS_P2)
     if REST_P2 > 0:
         REST_K: tl.constexpr = REST_P2 if REST_P2 > 16 else 16
         dim = 2 * BANDS + tl.arange(0, REST_K)
         rest = load_dims(rows, dim, dim_stride, HEAD_DIM - 2 * BANDS, REST_K).to(tl.float32)
         square += tl.sum(rest * rest, axis=1)
+        if PROBE:
+            seen += tl.sum(rest * tl.load(probe + dim, mask=dim < HEAD_DIM, other=0.0)[None, :], axis=1)
     else:
         rest = real
     scale = (1.0 / tl.maximum(tl.sqrt(square), EPSILON))[:, None]
-    return (real * scale).to(tl.float16), (imag * scale).to(tl.float16), (rest * scale).to(tl.float16), square
+    real, imag, rest = (
+        (real * scale).to(tl.float16),
+        (imag * scale).to(tl.float16),
+        (rest * scale).to(tl.float16),
+    )
+    return real, imag, rest, square, seen
 
 
 @triton.jit
@@ -88,7 +110,7 @@ def like(a, b, total):
         return tl.dot(a, tl.trans(b), total)
 
 
-@per_round("table_stride", "chunks", "tiles", "raw_stride16", "channel", "fields", "tables")
+@per_round("table_stride", "chunks", "tiles", "raw_stride16", "channel", "probe_channel", "fields", "tables")
 def superseded_kernel(
     raw,  # float32 [requests, LAYERS, HEADS, CHANNELS, raw_stride16 * 16], out: one channel of it
     memory,  # float32 [LAYERS, HEADS, blocks, BLOCK_SIZE], in and out: the largest cosine to a later entry so far
@@ -98,12 +120,15 @@ def superseded_kernel(
     tables,  # int32 [rows, table_stride]
     positions,  # int32 [LAYERS, HEADS, blocks, BLOCK_SIZE]
     turns,  # float64 [BANDS]: revolutions a token
+    probe,  # float32 [LAYERS, HEADS, HEAD_DIM] (PROBE)
+    scales,  # float32 [LAYERS]: what a stored number is multiplied by (PROBE)
     table_stride,
     chunks,
     tiles,
     raw_stride16,
     channel,
     weight,
+    probe_channel,
     position_layer_stride,
     position_head_stride,
     block_stride,
@@ -125,12 +150,14 @@ def superseded_kernel(
     CHANNELS: tl.constexpr,
     ROTATED: tl.constexpr,
     ADD: tl.constexpr,
+    PROBE: tl.constexpr,
     TILE: tl.constexpr,
     NEW: tl.constexpr,
 ):
     """One program: `tiles` tiles of entries of one (request, layer, KV head) against the new ones, NEW at a time.
 
-    The new ones are outside, their vectors held while tiles pass: in service they are one time's worth.
+    The new ones are outside, their vectors held while tiles pass: in service they are one time's worth. With PROBE the
+    term `probe` is computed along, since it reads the same keys.
     """
     program = tl.program_id(0)
     head = program % HEADS
@@ -150,6 +177,7 @@ def superseded_kernel(
     previous, evicted = field(fields, request, PREVIOUS), field(fields, request, EVICTED)
     known = field(fields, request, KNOWN)
     out = raw + (row * CHANNELS + channel) * raw_stride16 * 16
+    vector = probe + (layer * HEADS + head) * HEAD_DIM
 
     # Once at least: where nothing is new, what is remembered is the score.
     for start in range(known, tl.maximum(resident, known + 1), NEW):
@@ -157,18 +185,18 @@ def superseded_kernel(
         there = other < resident
         new_rows = key_rows(base, table, other, resident, block_stride, token_stride, BLOCK_SIZE)
         when = row_positions(slots, table, other, there, previous, evicted, BLOCK_SIZE)
-        left, right, tail, _ = unit(
+        left, right, tail, _, _ = unit(
             new_rows, when, turns, dim_stride, PAIR_STEP, PAIR_GAP,
-            HEAD_DIM, BANDS, BANDS_P2, REST_P2, ROTATED,
+            HEAD_DIM, BANDS, BANDS_P2, REST_P2, ROTATED, vector, False,
         )  # fmt: skip
         for number in range(chunk * tiles, tl.minimum((chunk + 1) * tiles, (resident + TILE - 1) // TILE)):
             index = number * TILE + tl.arange(0, TILE)
             valid = index < resident
             rows = key_rows(base, table, index, resident, block_stride, token_stride, BLOCK_SIZE)
             position = row_positions(slots, table, index, valid, previous, evicted, BLOCK_SIZE)
-            real, imag, rest, square = unit(
+            real, imag, rest, square, seen = unit(
                 rows, position, turns, dim_stride, PAIR_STEP, PAIR_GAP,
-                HEAD_DIM, BANDS, BANDS_P2, REST_P2, ROTATED,
+                HEAD_DIM, BANDS, BANDS_P2, REST_P2, ROTATED, vector, PROBE,
             )  # fmt: skip
             cosine = tl.zeros([TILE, NEW], tl.float32)
             cosine = like(real, left, cosine)
@@ -184,5 +212,8 @@ def superseded_kernel(
             if start + NEW >= resident:
                 score = tl.where(square == square, -best, float("nan"))  # noqa: PLR0124
                 put(out, index, score, weight, valid, ADD)
+                if PROBE:
+                    beside = raw + (row * CHANNELS + probe_channel) * raw_stride16 * 16
+                    put(beside, index, seen * tl.load(scales + layer), 1.0, valid, False)
         # What is stored is read again, by other threads too.
         tl.debug_barrier()

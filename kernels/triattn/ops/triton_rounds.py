@@ -2,7 +2,7 @@
 
 Launches of a round, in order (those that the policy does not need are left out):
 
-    extras      terms with kernels of their own (knorm, vnorm, vrange, superseded, expected, leverage, gumbel)
+    extras      terms with kernels of their own (knorm, vnorm, vrange, superseded, probe, expected, leverage, gumbel)
     anchor      partial sums of unit keys (keydiff)
     prepare     the vectors that keys are multiplied by, at this round's time
     score       raw scores, K read once, and the moments that z-scores need

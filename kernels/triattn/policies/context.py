@@ -14,7 +14,8 @@ class QueryStatistics(Protocol):
     """Mean pre-rotary queries: float32 [layers, query heads, F], F = rotary dimensions / 2 (`triattn.statistics`).
 
     They may have more: `q_covariance` float32 [3, layers, query heads, F] (see `triattn.policies.expected`), and
-    `learned_terms`, `learned_weights`, `learned_share` (see `Policy.with_statistics`).
+    `learned_terms`, `learned_weights`, `learned_share` (see `Policy.with_statistics`), and `learned_probe` (see
+    `triattn.policies.probe`).
     """
 
     @property

@@ -12,6 +12,7 @@ from triattn import wire
 from triattn.policies.context import ModelShape, QueryStatistics, Round
 from triattn.policies.errors import PolicyError
 from triattn.policies.expected import Expected
+from triattn.policies.probe import Probe
 from triattn.policies.quotas import ONE, free_places, promote, segment_of
 from triattn.policies.select import keep_highest
 from triattn.policies.superseded import Superseded
@@ -153,10 +154,12 @@ class Policy:
                     f"layers, query heads and bands of this rank are {expected}; use statistics made for this model",
                 )
             if not self.optional and any(_lacks(t, statistics) for t in self.all_terms):
+                lacking = next(t for t in self.all_terms if _lacks(t, statistics))
+                what = "a probe" if isinstance(lacking, Probe) else "the covariances of the model's queries"
                 raise PolicyError(
                     "statistics",
                     getattr(statistics, "path", ""),
-                    f"policy {self.name!r} has a term expected, which needs the covariances of the model's queries, "
+                    f"policy {self.name!r} has a term {type(lacking).__name__.lower()}, which needs {what}, "
                     "and these statistics have none; make them with `triattn calibrate MODEL`",
                 )
         if self.reads_keys:
@@ -251,9 +254,10 @@ def _lacks(term: Term, statistics: QueryStatistics | None) -> bool:
     """Whether a term cannot score with these statistics."""
     if not term.needs_statistics:
         return False
-    return statistics is None or (
-        isinstance(term, Expected) and getattr(statistics, "q_covariance", None) is None
-    )
+    if isinstance(term, (Expected, Probe)):
+        needed = "q_covariance" if isinstance(term, Expected) else "learned_probe"
+        return getattr(statistics, needed, None) is None
+    return statistics is None
 
 
 def z_score(x: Tensor, evictable: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from triattn.policies.keydiff import KeyDiff
 from triattn.policies.leverage import Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.norm import Norm
+from triattn.policies.probe import Probe
 from triattn.policies.random import Random
 from triattn.policies.recency import Recency
 from triattn.policies.superseded import Superseded
@@ -79,6 +80,8 @@ def _term(item: object, document: wire.PolicyDocument) -> Term:
             return Expected(item.horizon)
         case wire.LeverageTerm():
             return Leverage(document.seed)
+        case wire.ProbeTerm():
+            return Probe()
         case wire.GumbelTerm():
             return Gumbel(document.seed, document.selection)
     raise PolicyError("terms", type(item).__name__, "this version has no such score term")

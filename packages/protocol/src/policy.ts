@@ -115,6 +115,14 @@ export const LeverageTerm = z.strictObject({ kind: z.literal("leverage"), weight
     "Gaussian sketch of 48 dimensions from the policy's seed (arXiv 2507.08143): what no others stand in for is kept.",
 });
 
+export const ProbeTerm = z.strictObject({ kind: z.literal("probe"), weight }).meta({
+  id: "ProbeTerm",
+  description:
+    "A linear function of the key with its rotation undone, one for each layer and KV head: what calibration found to " +
+    "foretell how much later queries miss a token (a linear probe, as KVzap's, arXiv 2601.07891, on hidden states). Needs " +
+    "statistics with a probe.",
+});
+
 export const GumbelTerm = z.strictObject({ kind: z.literal("gumbel"), weight }).meta({
   id: "GumbelTerm",
   description:
@@ -135,18 +143,24 @@ export const ScoreTerm = z
     SupersededTerm,
     ExpectedTerm,
     LeverageTerm,
+    ProbeTerm,
     GumbelTerm,
   ])
   .meta({ id: "ScoreTerm" });
 
 /** Whether a term scores with statistics of the model's queries. */
 export function readsStatistics({ kind }: { readonly kind: string }): boolean {
-  return kind === "trig" || kind === "norm" || readsCovariance({ kind });
+  return kind === "trig" || kind === "norm" || readsCovariance({ kind }) || readsProbe({ kind });
 }
 
 /** Whether a term scores with covariances of the model's queries, which statistics before format 3 do not have. */
 export function readsCovariance({ kind }: { readonly kind: string }): boolean {
   return kind === "expected";
+}
+
+/** Whether a term scores with what calibration learned of keys, which statistics before format 4 do not have. */
+export function readsProbe({ kind }: { readonly kind: string }): boolean {
+  return kind === "probe";
 }
 
 const share = z.number().min(0).max(1);

@@ -2,6 +2,7 @@ import { mkdirSync } from "node:fs";
 import { join, resolve } from "node:path";
 import {
   hasCovariance,
+  hasProbe,
   importReference,
   loadStatistics,
   type StatisticsEntry,
@@ -69,6 +70,7 @@ function describe(path: string, metadata: StatisticsMetadata): [string, string][
     ["source", source],
     ["licence", license || "not stated"],
     ["covariances", hasCovariance(metadata) ? "yes" : "none: the term expected cannot be used"],
+    ["probe", hasProbe(metadata) ? "yes" : "none: the term probe cannot be used"],
     ["made by", by],
   ];
 }

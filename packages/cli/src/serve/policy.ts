@@ -2,6 +2,7 @@ import { existsSync, readFileSync } from "node:fs";
 import {
   ConfigError,
   hasCovariance,
+  hasProbe,
   parsePolicy,
   parseRules,
   policyFromReference,
@@ -16,6 +17,7 @@ import {
   type PresetName,
   type Rule,
   readsCovariance,
+  readsProbe,
   readsStatistics,
 } from "@triattn/protocol";
 
@@ -148,12 +150,20 @@ function needs(
   );
 }
 
-function checkCovariance(policies: readonly PolicyDocument[], model: string, found: StatisticsMatch): string {
+/** Tensors that some terms need and some statistics lack: who reads them, who has them, what they are. */
+const PARTS = [
+  [readsCovariance, hasCovariance, "covariances of the queries"],
+  [readsProbe, hasProbe, "probe"],
+] as const;
+
+function checkParts(policies: readonly PolicyDocument[], model: string, found: StatisticsMatch): string {
   const { path } = found.entry;
-  const policy = policies.find((each) => needs(each, readsCovariance));
-  if (policy !== undefined && !hasCovariance(found.metadata)) {
-    const remedy = `has no covariances of the queries, which policy ${policy.name} needs; run \`triattn calibrate ${model}\``;
-    throw new StatisticsError("statistics", path, remedy);
+  for (const [reads, has, what] of PARTS) {
+    const policy = policies.find((each) => needs(each, reads));
+    if (policy !== undefined && !has(found.metadata)) {
+      const remedy = `has no ${what}, which policy ${policy.name} needs; run \`triattn calibrate ${model}\``;
+      throw new StatisticsError("statistics", path, remedy);
+    }
   }
   return path;
 }
@@ -164,7 +174,7 @@ function findStatistics(
   named: string | undefined,
 ): string | null {
   const library = new StatisticsLibrary();
-  if (named !== undefined) return checkCovariance(policies, model, library.use(named, model));
+  if (named !== undefined) return checkParts(policies, model, library.use(named, model));
   let found: StatisticsMatch;
   try {
     found = library.lookup(model);
@@ -173,7 +183,7 @@ function findStatistics(
     if (error instanceof StatisticsError && !policies.some(needsStatistics)) return null;
     throw error;
   }
-  return checkCovariance(policies, model, found);
+  return checkParts(policies, model, found);
 }
 
 /**

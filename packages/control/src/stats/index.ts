@@ -21,6 +21,7 @@ export { rotaryFrequencies } from "./rotary.ts";
 export {
   checkStatistics,
   hasCovariance,
+  hasProbe,
   LearnedSelection,
   loadStatistics,
   readStatisticsMetadata,

@@ -7,13 +7,15 @@ import { fingerprint, type ModelIdentity } from "./fingerprint.ts";
 import { type RotaryParameters, rotaryFrequencies } from "./rotary.ts";
 import { encodeSafetensors, type Safetensors, withSafetensors } from "./safetensors.ts";
 
-export const STATISTICS_FORMAT = 3;
+export const STATISTICS_FORMAT = 4;
 const TENSORS = ["q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq"] as const;
 /** Of format 2: what calibration learned of selection. */
 const LEARNED = ["learned_weights", "learned_share"] as const;
 /** Of format 3, and what makes a file one: covariances of the queries. */
 const COVARIANCE = "q_covariance";
-const OPTIONAL = [...LEARNED, COVARIANCE] as const;
+/** Of format 4, beside those: what the term `probe` multiplies keys by. */
+const PROBE = "learned_probe";
+const OPTIONAL = [...LEARNED, COVARIANCE, PROBE] as const;
 type TensorName = (typeof TENSORS)[number] | (typeof OPTIONAL)[number];
 const REMEDY = "get the file again, or make it with `triattn calibrate`";
 
@@ -21,7 +23,18 @@ const REMEDY = "get the file again, or make it with `triattn calibrate`";
 export const LearnedSelection = z.strictObject({
   terms: z
     .array(
-      z.enum(["trig", "norm", "keydiff", "superseded", "recency", "knorm", "vnorm", "expected", "leverage"]),
+      z.enum([
+        "trig",
+        "norm",
+        "keydiff",
+        "superseded",
+        "recency",
+        "knorm",
+        "vnorm",
+        "probe",
+        "expected",
+        "leverage",
+      ]),
     )
     .min(1)
     .refine((terms) => new Set(terms).size === terms.length, "names a term twice"),
@@ -32,7 +45,7 @@ export const LearnedSelection = z.strictObject({
 
 /** The JSON under the key `triattn` of a statistics file's metadata; kernels/triattn/statistics.py writes the same. */
 export const StatisticsMetadata = z.strictObject({
-  format: z.union([z.literal(1), z.literal(2), z.literal(STATISTICS_FORMAT)]),
+  format: z.union([z.literal(1), z.literal(2), z.literal(3), z.literal(STATISTICS_FORMAT)]),
   model: ModelGeometry,
   identity: z.record(z.string(), z.unknown()).describe("What the fingerprint was taken over."),
   sha256: z
@@ -59,10 +72,17 @@ export interface StatisticsTensors {
   learned_share?: Float32Array;
   /** [3, layers, queryHeads, F]: variances of the real and of the imaginary part, and their covariance. */
   q_covariance?: Float32Array;
+  /** [layers, kvHeads, headDim]. */
+  learned_probe?: Float32Array;
 }
 
 /** Whether a statistics file has covariances of the queries, which the term `expected` needs. */
 export function hasCovariance({ format }: Pick<StatisticsMetadata, "format">): boolean {
+  return format >= 3;
+}
+
+/** Whether a statistics file has what the term `probe` needs. */
+export function hasProbe({ format }: Pick<StatisticsMetadata, "format">): boolean {
   return format === STATISTICS_FORMAT;
 }
 
@@ -96,7 +116,7 @@ function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
     throw new StatisticsError("metadata", path, `is not JSON; ${REMEDY}`);
   }
   const form = (json as { format?: unknown } | null)?.format;
-  if (form !== 1 && form !== 2 && form !== STATISTICS_FORMAT) {
+  if (form !== 1 && form !== 2 && form !== 3 && form !== STATISTICS_FORMAT) {
     const remedy = `this triattn reads formats 1 to ${STATISTICS_FORMAT}; ${REMEDY}`;
     throw new StatisticsError(`format of ${path}`, form ?? null, remedy);
   }
@@ -132,6 +152,7 @@ function shapesOf({ model, learned }: StatisticsMetadata, bands: number): (name:
     learned_weights: [learned?.terms.length ?? 0, layers, kvHeads],
     learned_share: [layers, kvHeads],
     q_covariance: [3, layers, queryHeads, bands],
+    learned_probe: [layers, kvHeads, model.headDim],
   };
   return (name) => others[name] ?? [layers, queryHeads, bands];
 }
@@ -150,14 +171,21 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
     throw new StatisticsError(
       `tensors of ${path}`,
       names.join(", "),
-      `must be ${TENSORS.join(", ")}, and from format 2 may be ${LEARNED.join(", ")}, in format 3 ${COVARIANCE}; ${REMEDY}`,
+      `must be ${TENSORS.join(", ")}, and from format 2 may be ${LEARNED.join(", ")}, from format 3 ${COVARIANCE}, in format 4 ${PROBE}; ${REMEDY}`,
     );
   }
   if (names.includes(COVARIANCE) !== hasCovariance(metadata)) {
     throw new StatisticsError(
       `format of ${path}`,
       format,
-      `${COVARIANCE} makes a file one of format 3; ${REMEDY}`,
+      `${COVARIANCE} makes a file one of format 3 or 4; ${REMEDY}`,
+    );
+  }
+  if (names.includes(PROBE) !== hasProbe(metadata)) {
+    throw new StatisticsError(
+      `format of ${path}`,
+      format,
+      `${PROBE} makes a file one of format 4; ${REMEDY}`,
     );
   }
   const terms = metadata.learned?.terms ?? [];
@@ -170,6 +198,13 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
       `learned.terms of ${path}`,
       terms.join(", "),
       `expected needs ${COVARIANCE}; ${REMEDY}`,
+    );
+  }
+  if (terms.includes("probe") !== hasProbe(metadata)) {
+    throw new StatisticsError(
+      `learned.terms of ${path}`,
+      terms.join(", "),
+      `probe and ${PROBE} go together; ${REMEDY}`,
     );
   }
   const shapes = shapesOf(metadata, rotary.dim / 2);
@@ -302,7 +337,13 @@ export function saveStatistics(
     return tensor === undefined ? [] : [[name, tensor]];
   });
   const metadata: StatisticsMetadata = {
-    format: tensors.q_covariance ? STATISTICS_FORMAT : present.length > TENSORS.length ? 2 : 1,
+    format: tensors.learned_probe
+      ? STATISTICS_FORMAT
+      : tensors.q_covariance
+        ? 3
+        : present.length > TENSORS.length
+          ? 2
+          : 1,
     model,
     identity: { ...identity },
     sha256: digest(tensors),

@@ -4,6 +4,7 @@ import { expect, test, vi } from "vitest";
 import {
   checkStatistics,
   hasCovariance,
+  hasProbe,
   loadStatistics,
   readStatisticsMetadata,
   StatisticsError,
@@ -94,6 +95,39 @@ test.each([
   const path = join(temporaryDirectory(), "tiny.safetensors");
   const { message } = errorOf(() => saveTiny(path, { tensors }));
   expect(message).toContain(words);
+});
+
+const probed = () => ({
+  ...learnedTensors(),
+  ...covariance(),
+  learned_probe: Float32Array.from({ length: 32 }, (_, i) => i / 8 - 2),
+});
+const withProbe = { ...learned, terms: ["trig", "probe"] as ("trig" | "probe")[] };
+
+test("a probe comes along", () => {
+  const path = join(temporaryDirectory(), "probe.safetensors");
+  saveTiny(path, { tensors: probed(), learned: withProbe });
+  const { metadata, tensors } = loadStatistics(path);
+  expect(tensors).toStrictEqual(probed());
+  expect(metadata.format).toBe(4);
+  expect([hasProbe(metadata), hasCovariance(metadata)]).toEqual([true, true]);
+});
+
+test("a probe and its term go together", () => {
+  const path = join(temporaryDirectory(), "probe-alone.safetensors");
+  const { learned_probe: _, ...without } = probed();
+  for (const [tensors, terms] of [
+    [probed(), learned],
+    [without, withProbe],
+  ] as const) {
+    expect(errorOf(() => saveTiny(path, { tensors, learned: terms })).message).toContain(
+      "probe and learned_probe go together",
+    );
+  }
+  const short = { ...probed(), learned_probe: new Float32Array(4) };
+  expect(errorOf(() => saveTiny(path, { tensors: short, learned: withProbe })).message).toContain(
+    "learned_probe",
+  );
 });
 
 test("a term expected is not learned without covariances", () => {
