@@ -189,14 +189,18 @@ def load_weights(spec: ModelSpec) -> dict[str, torch.Tensor]:
     return load_file(checkpoint(spec) / "model.safetensors")
 
 
+LEARNED_TERMS = ("superseded", "recency", "trig", "norm", "keydiff", "knorm", "vnorm", "probe")
+"""More than are learned by default, so that runs have all of them."""
+
+
 def statistics(spec: ModelSpec, seed: int = 0) -> Path:
     """A statistics file of the model's geometry with random numbers: what trig, norm and expected terms need."""
     from triattn.model import geometry, identity, inv_freq
-    from triattn.statistics import LEARNABLE, Learned, save
+    from triattn.statistics import Learned, save
 
     directory = checkpoint(spec)
     # Beside the checkpoint: vLLM loads every safetensors file in it.
-    path = directory.parent / f"{directory.name}-covariance-{seed}.safetensors"
+    path = directory.parent / f"{directory.name}-probe-{seed}.safetensors"
     if not path.exists():
         generator = torch.Generator().manual_seed(seed)
         form = config(spec)
@@ -211,8 +215,11 @@ def statistics(spec: ModelSpec, seed: int = 0) -> Path:
             "q_abs_mean": size,
             "q_covariance": torch.stack([size, size * (1 + spread), size * (spread - 0.5)]) * size,
             "inv_freq": frequencies,
-            "learned_weights": torch.randn((len(LEARNABLE), spec.layers, spec.kv_heads), generator=generator),
+            "learned_weights": torch.randn(
+                (len(LEARNED_TERMS), spec.layers, spec.kv_heads), generator=generator
+            ),
             "learned_share": torch.rand((spec.layers, spec.kv_heads), generator=generator),
+            "learned_probe": torch.randn((spec.layers, spec.kv_heads, spec.head_dim), generator=generator),
         }
         save(
             path,
@@ -223,6 +230,6 @@ def statistics(spec: ModelSpec, seed: int = 0) -> Path:
             source="random numbers",
             license="",
             created_by="tests",
-            learned=Learned(terms=list(LEARNABLE), tokens=1, seed=seed, kept={}),
+            learned=Learned(terms=list(LEARNED_TERMS), tokens=1, seed=seed, kept={}),
         )
     return path

@@ -13,6 +13,7 @@ from tests.ops.caches import LAYOUTS, case
 from tests.policies.builders import policy, shape, statistics
 from triattn.ops.interface import FIELDS
 from triattn.ops.torch_rounds import TorchRounds, moves
+from triattn.policies.superseded import rotation_undone
 
 requests = st.lists(
     st.builds(
@@ -168,3 +169,61 @@ def test_an_fp8_cache_is_scored_by_its_values_and_moved_as_bytes():
     wanted = (unit @ unit.mean(0)).argsort()[:5]
     after = made.entries(0, 5)[0][0, 0].float()
     assert sorted(map(tuple, after.tolist())) == sorted(map(tuple, before[wanted].tolist()))
+
+
+@pytest.mark.parametrize("space", ["key", "value"])
+def test_superseded_remembers_all_that_came_later(space: str) -> None:
+    """After every round an entry's memory is its largest cosine to any later one, those evicted since included."""
+    gen = torch.Generator().manual_seed(5)
+    model = shape(layers=1, kv_heads=2, group=1, head_dim=16)
+    compiled = policy(
+        {"kind": "superseded", "space": space},
+        normalize="none",
+        selection="per_layer_per_head",
+        pin={"prompt": False, "sinks": 1, "window": 4},
+    )
+    made = case(model, [{"resident": 60, "keep": 24}], block_size=8, gen=gen)
+    rounds = TorchRounds(made.caches, made.positions, model, compiled)
+    table = made.batch.block_tables[int(made.batch.fields[0, 0])]
+    every: list[torch.Tensor] = []
+    evicted, previous, known = 0, 0, 0
+    for number in range(4):
+        resident = previous + (60 if number == 0 else 20)
+        index = torch.arange(previous, resident)
+        blocks, offsets = table[index // 8].long(), index % 8
+        for which in ("k", "v"):
+            for head in range(2):
+                entries = torch.randn(len(index), 16, generator=gen)
+                made.caches[0].write(which, head, blocks, offsets, entries)
+        keys = made.caches[0].read("k", blocks, offsets).float()
+        where = (index + evicted).expand(2, -1)
+        new = (
+            rotation_undone(model, keys, where)
+            if space == "key"
+            else made.caches[0].read("v", blocks, offsets)
+        )
+        every.append(torch.nn.functional.normalize(new.float(), dim=-1))
+        fields = [
+            int(made.batch.fields[0, 0]),
+            resident,
+            previous,
+            evicted,
+            24,
+            resident + evicted,
+            0,
+            0,
+            known,
+        ]
+        made.batch.fields[0] = torch.tensor(fields)
+        rounds.run(made.batch)
+        evicted, previous, known = evicted + resident - 24, 24, 24
+        rows = torch.arange(24)
+        blocks, offsets = table[rows // 8].long(), rows % 8
+        unit = torch.cat(every, dim=1)
+        like = unit @ unit.transpose(1, 2)
+        later = torch.ones(unit.shape[1], unit.shape[1]).triu(1).bool()
+        best = torch.where(later, like, -1.0).amax(-1)
+        for head in range(2):
+            kept = made.positions[0, head, blocks, offsets].long()
+            found = rounds.memory[0, 0, head, blocks, offsets]
+            torch.testing.assert_close(found, best[head, kept], atol=2e-3, rtol=0)

@@ -18,7 +18,6 @@ from triattn.config import _presets, preset
 from triattn.ops.torch_rounds import TorchRounds
 from triattn.ops.triton_rounds import TritonRounds, Tuning
 from triattn.policies import Policy
-from triattn.statistics import LEARNABLE
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +113,7 @@ POLICIES["learned"] = (
         "reserve": {"share": 0.5, "terms": DISTINCT},
     },
 )
+LEARNED = ("superseded", "recency", "trig", "norm", "keydiff", "knorm", "vnorm", "probe")
 SEPARATE_KERNELS = ["random", "triattention", "blend", "mixed", "expected", "reserve", "both"]
 """Policies that between them use every kernel for rows longer than a program."""
 
@@ -134,8 +134,8 @@ def both(
     oracle = case(this, requests, layout=layout, block_size=block_size, dtype=dtype, gen=generator)
     stats = statistics(this, generator)
     if name == "learned":
-        stats.learned_terms = LEARNABLE
-        stats.learned_weights = torch.randn(len(LEARNABLE), this.layers, this.kv_heads, generator=generator)
+        stats.learned_terms = LEARNED
+        stats.learned_weights = torch.randn(len(LEARNED), this.layers, this.kv_heads, generator=generator)
         stats.learned_share = torch.rand(this.layers, this.kv_heads, generator=generator)
     ours = oracle.on(DEVICE)
     TorchRounds(oracle.caches, oracle.positions, this, compiled, stats, oracle.memory).run(oracle.batch)

@@ -25,6 +25,8 @@ from triattn.policies.superseded import rotation_undone
 from triattn.policies.terms import Term, terms_of
 from triattn.statistics import LEARNABLE, Learned
 
+MEASURED = ("trig", "norm", "keydiff", "knorm", "vnorm")
+"""Terms whose ranking is reported beside what is learned, whether or not they get weights."""
 SINKS, WINDOW = 4, 64
 """Entries that no policy worth learning evicts."""
 RIDGE = 1e-2
@@ -231,12 +233,12 @@ def learn(
 ) -> Selection:
     """Fit weights on every other piece of text and compare what they keep with other scores on the rest.
 
-    `more`: terms of LEARNABLE_TOO that are candidates beside those of LEARNABLE.
+    `more`: terms of LEARNABLE_TOO that get weights beside those of LEARNABLE.
 
     Raises CalibrationError for text with fewer than two pieces that are long enough, and for attention that cannot
     be replayed.
     """
-    kinds = (*(kind for kind in LEARNABLE if kind != "probe"), *more)
+    kinds = tuple(dict.fromkeys((*LEARNABLE[:-1], *more, *MEASURED)))
     terms = terms_of(kinds)
     samples: list[Samples] = []
     tokens = 0
@@ -245,24 +247,26 @@ def learn(
             samples.append(sample)
         tokens += len(piece)
         progress(tokens)
-    return select(samples, tokens, kinds)
+    return select(samples, tokens, kinds, len(LEARNABLE) - 1 + len(set(more)))
 
 
-def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str]) -> Selection:
-    """Weights, shares and probe of samples that were taken of so many tokens: see `learn`. `kinds` are the features."""
+def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str], used: int) -> Selection:
+    """Weights, shares and probe of samples that were taken of so many tokens: see `learn`. `kinds` are the features,
+    of which the first `used` get weights; what the others keep is reported beside."""
     fitted, others = samples[::2], samples[1::2]
     if not others:
         raise CalibrationError(
             "learn", tokens, "two pieces of text of 300 tokens or more are needed; give more text"
         )
-    weights, probe = fit(fitted)
-    fitted, spreads = zip(*(with_probe(sample, probe) for sample in fitted), strict=True)
+    weights, probe = fit([replace(sample, features=sample.features[:used]) for sample in fitted])
+    mine = [*range(used), len(kinds)]
+    learned, spreads = zip(*(with_probe(sample, probe) for sample in fitted), strict=True)
+    learned = [replace(sample, features=sample.features[mine]) for sample in learned]
     others = [with_probe(sample, probe)[0] for sample in others]
     weights = torch.cat([weights, torch.stack(spreads).mean(dim=0)[None]])
-    kinds = (*kinds, "probe")
-    at = {kind: i for i, kind in enumerate(kinds)}
+    at = {kind: i for i, kind in enumerate((*kinds, "probe"))}
     distinct = (at["superseded"],)
-    share = shares_of(fitted, weights, distinct)
+    share = shares_of(learned, weights, distinct)
     noise = torch.Generator().manual_seed(SEED)
 
     def average(score: Callable[[Samples, float], Tensor]) -> float:
@@ -274,7 +278,7 @@ def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str]) -> Sel
         return round(float(torch.stack(parts).mean()), 4)
 
     def own(sample: Samples) -> Tensor:
-        return (weights[..., None] * sample.features).sum(0)
+        return (weights[..., None] * sample.features[mine]).sum(0)
 
     def mixed(sample: Samples, fraction: float) -> Tensor:
         by = sample.features[list(distinct)].sum(0)
@@ -289,5 +293,5 @@ def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str]) -> Sel
         **{kind: average(lambda s, _, i=i: s.features[i]) for kind, i in at.items()},
         "random": average(lambda s, _: torch.rand(s.damage.shape, generator=noise)),
     }
-    note = Learned(terms=list(kinds), tokens=tokens, seed=SEED, kept=report)
+    note = Learned(terms=[*kinds[:used], "probe"], tokens=tokens, seed=SEED, kept=report)
     return Selection(weights, share, probe, note)

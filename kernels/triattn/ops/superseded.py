@@ -76,8 +76,8 @@ def unit(
     PROBE: tl.constexpr,
 ):
     """Keys at pointers `rows` [TILE] as unit vectors, their rotation undone, in float16: real and imaginary parts
-    [TILE, BANDS_P2], and what is beside the bands [TILE, REST_P2]; and float32 [TILE], the squares of their lengths and,
-    with PROBE, their products with the vector at `probe`."""
+    [TILE, BANDS_P2], and what is beside the bands [TILE, REST_P2]; and float32 [TILE], the squares of their lengths
+    and, with PROBE, their products with the vector at `probe`."""
     real, imag = halves(rows, position, turns, dim_stride, PAIR_STEP, PAIR_GAP, BANDS, BANDS_P2, ROTATED)
     square = tl.sum(real * real + imag * imag, axis=1)
     seen = square

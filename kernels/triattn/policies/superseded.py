@@ -30,10 +30,10 @@ def rotation_undone(model: ModelShape, keys: Tensor, positions: Tensor) -> Tenso
 class Superseded:
     """S(i) = −max over later j of cos(x_i, x_j), per KV head.
 
-    x is the key with its rotation undone, or the value, as a unit vector in float16. j are the entries that were
-    resident in some round since i came: what was evicted since then had been repeated itself, or it would have stayed.
-    So a round compares with the entries alone that are new to it, and remembers the maximum (`Memory`). 1 where nothing
-    later has been. A similarity that is not a number counts as none; an entry that holds one scores as one.
+    x is the key with its rotation undone, or the value, as a unit vector in float16. j are all entries that came later,
+    evicted since or not, for as long as the policy is in force: a round compares with those alone that are new to it,
+    and the maximum is remembered (`Memory`). 1 where nothing later has come. A similarity that is not a number counts
+    as none; an entry that holds one scores as one.
     """
 
     space: Literal["key", "value"]

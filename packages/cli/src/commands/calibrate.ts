@@ -22,13 +22,16 @@ const orNone = z
   .regex(/^[0-9]{1,9}$/, "must be a whole number, 0 to learn nothing")
   .transform(Number);
 
+/** As in kernels/triattn/statistics.py. */
+const LEARNABLE_TOO = ["trig", "norm", "keydiff", "knorm", "vnorm", "expected", "leverage"] as const;
+
 const Options = z.strictObject({
   out: z.string().min(1).optional(),
   text: z.array(z.string()).optional(),
   tokens: whole.optional(),
   window: whole.optional(),
   learn: orNone.optional(),
-  learnMore: z.array(z.enum(["expected", "leverage"])).optional(),
+  learnMore: z.array(z.enum(LEARNABLE_TOO)).optional(),
   device: z.string().min(1).optional(),
   dtype: z.enum(["auto", "float32", "bfloat16", "float16"]).optional(),
   name: z.string().min(1).optional(),
@@ -113,7 +116,7 @@ export function calibrateCommand(): Command {
     .option("--learn <n>", "tokens that weights of score terms are learned from, 0: none (default: 16384)")
     .option(
       "--learn-more <term...>",
-      "further terms to learn weights for: expected, leverage (default: none)",
+      `further terms to learn weights for: ${LEARNABLE_TOO.join(", ")} (default: none)`,
     )
     .option("--device <device>", "cpu, cuda, cuda:1, … (default: cuda where there is one)")
     .option(
