@@ -1,6 +1,6 @@
-"""Train the tiny reasoner: exact traces of the tasks of `triattn eval`, one GPU, under half an hour.
+"""Train the tiny reasoner: exact traces of the tasks of `triattn eval`, one GPU, a quarter of an hour.
 
-    python examples/tiny-reasoner/train.py examples/tiny-reasoner/model --minutes 28
+    python examples/tiny-reasoner/train.py OUT --by-time --minutes 12 --muon --rate 3e-3 --tokens 65536
 
 Ends by itself and can go on (`--resume`), so that several short runs make one long one. Writes a Hugging Face
 directory, and in it `log.jsonl` (loss, and exact traces on held-out items, teacher-forced) and `training.svg`.

@@ -37,6 +37,7 @@ def check_selection(run: Run) -> int:
 
 def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document, policy, statistics) -> int:
     from triattn.policies import ModelShape
+    from triattn.policies.context import Memory
     from triattn.policies.context import Round as Context
 
     spec = SPECS[run.scenario.model]
@@ -55,6 +56,7 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
     _, keys, values = Oracle(spec).forward(tokens[: rounds[-1].computed], rounds)
     resident = torch.arange(0).expand(spec.layers, spec.kv_heads, 0)
     known = 0
+    remembered: dict = {}
     for this in rounds:
         fresh = torch.arange(known, this.computed).expand(spec.layers, spec.kv_heads, -1)
         positions = torch.cat([resident, fresh], dim=-1)
@@ -66,6 +68,8 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
             document.pin.prompt
             and len(request.prompt) + document.pin.window + run.scenario.block_size <= keep
         )
+        # By position here, by row in the engine: what an entry's memory is depends on neither.
+        memory = Memory(resident.shape[-1], lambda term, layer, r=remembered: r[term, layer])
         context = Context(
             model=shape,
             keys=lambda layer, p=positions: _rows(keys[layer], p[layer]),
@@ -75,6 +79,7 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
             prompt_len=len(request.prompt),
             pin_prompt=pin_prompt,
             statistics=statistics,
+            memory=memory,
         )
         kept = torch.from_numpy(np.sort(this.kept, axis=-1))
         is_kept = (positions[..., :, None] == kept[..., None, :]).any(-1)
@@ -89,6 +94,9 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
             "more than one it kept"
         )
         resident, known = kept, this.computed
+        remembered = {
+            key: found[is_kept[key[1]]].view(spec.kv_heads, -1) for key, found in memory.found.items()
+        }
     return len(rounds)
 
 
