@@ -32,6 +32,8 @@ type Finish = Extract<EngineEvent, { kind: "finish" }>;
 
 const SERVED = "evaluated";
 const EVENT_MS = 10_000;
+/** How often a request is sent anew whose last event may be among those that were lost. */
+const TRIES = 3;
 
 /** A real engine under a control plane, for one profile; policies change while it runs. */
 export class EvalEngine {
@@ -115,8 +117,24 @@ export class EvalEngine {
     this.#asked = policy;
   }
 
-  /** One request. Rejects with EngineDied when the engine dies before it answers. */
+  /**
+   * One request. Rejects with EngineDied when the engine dies before it answers. Sent anew where the engine said nothing
+   * of it and events were lost meanwhile: what was never heard proves nothing.
+   */
   async request(item: Item, budget: number): Promise<Outcome> {
+    for (let tries = 1; ; tries++) {
+      const before = this.#lost;
+      const outcome = await this.#once(item, budget);
+      if (!outcome.due || outcome.rounds > 0 || this.#lost === before || tries === TRIES) return outcome;
+    }
+  }
+
+  /** Events of this engine that were never heard. */
+  get #lost(): bigint {
+    return this.served.controlPlane.engines()[0]?.eventsLost ?? 0n;
+  }
+
+  async #once(item: Item, budget: number): Promise<Outcome> {
     const id = `eval-${this.#requests++}`;
     const event = new Promise<Finish>((resolve) => this.#waiting.set(id, resolve));
     const began = performance.now();

@@ -1,13 +1,12 @@
 import { createServer, type IncomingMessage } from "node:http";
 import type { AddressInfo } from "node:net";
-import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type EvalBackend, roundsDue } from "../../src/eval/backend.ts";
 import { sglang } from "../../src/eval/backend-sglang.ts";
 import { vllm } from "../../src/eval/backend-vllm.ts";
 import { layout } from "../../src/eval/engines.ts";
 import type { Item, Profile, Reply } from "../../src/eval/task.ts";
-import { root } from "../helpers.ts";
+import { TemporaryDirectory } from "../helpers.ts";
 
 interface Asked {
   readonly path: string | undefined;
@@ -148,9 +147,24 @@ test("a request has a connection of its own: an idle one may be closed just as t
   expect(ports.size).toBe(3);
 });
 
+/** 4 layers, 2 KV heads of 64: 4 KiB of KV a token in float32. */
+function smallModel(): TemporaryDirectory {
+  const directory = new TemporaryDirectory();
+  const heads = { num_attention_heads: 4, num_key_value_heads: 2, head_dim: 64 };
+  directory.write("config.json", JSON.stringify({ num_hidden_layers: 4, hidden_size: 192, ...heads }));
+  directory.write("model.safetensors", "");
+  return directory;
+}
+
 test("how many engines and requests at once: more of both for a small model on a CPU", () => {
-  const tiny = join(root, "examples", "tiny-reasoner", "model");
-  const some = { model: tiny, backend: "vllm", flags: [], profile: "generate", longest: 2028 } as const;
+  using directory = smallModel();
+  const some = {
+    model: directory.path,
+    backend: "vllm",
+    flags: [],
+    profile: "generate",
+    longest: 2028,
+  } as const;
   const asked = { ...some, requests: 200, engines: undefined, concurrency: undefined };
   expect(layout(asked, true, 2)).toEqual({ engines: 2, each: 100 });
   expect(layout(asked, true, 64)).toEqual({ engines: 2, each: 100 });
@@ -178,8 +192,9 @@ test("how many engines and requests at once: more of both for a small model on a
 });
 
 test("vLLM on a CPU: one process, unless the user's flags want several; a cache for whole requests", () => {
+  using directory = smallModel();
   const needs = {
-    model: join(root, "examples", "tiny-reasoner", "model"),
+    model: directory.path,
     profile: "generate",
     concurrency: 100,
     interval: 64,
@@ -189,8 +204,8 @@ test("vLLM on a CPU: one process, unless the user's flags want several; a cache 
   } as const;
   const flags = vllm.flags(needs, "s", true).join(" ");
   expect(flags).toContain("--distributed-executor-backend uni");
-  // 4 layers, 2 KV heads of 64, K and V in float32; 64 blocks and 2 more.
-  expect(flags).toContain(`--kv-cache-memory-bytes ${100 * 66 * 32 * 4 * 2 * 64 * 2 * 4}`);
+  // 64 blocks and 2 more.
+  expect(flags).toContain(`--kv-cache-memory-bytes ${100 * 66 * 32 * 4096}`);
   for (const own of [["--tensor-parallel-size", "2"], ["-tp=2"], ["-pp", "2"]]) {
     expect(vllm.flags({ ...needs, flags: own }, "s", true).join(" ")).not.toContain("uni");
   }

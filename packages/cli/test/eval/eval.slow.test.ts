@@ -129,6 +129,15 @@ test("two engines share an arm's requests, under the same policy; the same figur
   expect([dead.code, dead.stderr]).toEqual([4, expect.stringMatching(/finished rows are kept/)]);
 }, 120_000);
 
+test("a request of which the last event was lost is sent anew", async () => {
+  using directory = new TemporaryDirectory();
+  const rows = ["--out", join(directory.path, "rows.jsonl"), "--limit", "2", "--tasks", "grammar"];
+  // Warm-up, two of full, one of random.
+  const ran = await evaluate(directory, "loses:4", "--json", "--concurrency", "1", ...rows);
+  expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining("8 of 8 rows")]);
+  expect(lastJson(ran).tasks.grammar.random.rounds).toBeGreaterThan(2);
+}, 60_000);
+
 test("an arm that compresses nothing is an error: exit code 5", async () => {
   using directory = new TemporaryDirectory();
   const rows = ["--out", join(directory.path, "rows.jsonl")];
