@@ -102,7 +102,7 @@ def test_a_round_keeps_the_selected_entries_and_moves_only_the_tail(
 @given(st.lists(st.booleans(), min_size=1, max_size=40))
 def test_moves_pair_the_kept_tail_with_the_holes(kept):
     keep = sum(kept)
-    source, destination = moves(torch.tensor(kept), keep)
+    (source,), destination = moves(torch.tensor(kept), keep)
     assert source.tolist() == [i for i in range(keep, len(kept)) if kept[i]]
     assert destination.tolist() == [i for i in range(keep) if not kept[i]]
 
@@ -191,10 +191,8 @@ def test_superseded_remembers_all_that_came_later(space: str) -> None:
         resident = previous + (60 if number == 0 else 20)
         index = torch.arange(previous, resident)
         blocks, offsets = table[index // 8].long(), index % 8
-        for which in ("k", "v"):
-            for head in range(2):
-                entries = torch.randn(len(index), 16, generator=gen)
-                made.caches[0].write(which, head, blocks, offsets, entries)
+        for part in (made.caches[0].k, made.caches[0].v):
+            part[blocks, :, offsets] = torch.randn(len(index), 2, 16, generator=gen)
         keys = made.caches[0].read("k", blocks, offsets).float()
         where = (index + evicted).expand(2, -1)
         new = (

@@ -190,12 +190,12 @@ def test_superseded_compares_keys_as_they_were_before_the_rotation(rotary, pairi
             later = [
                 float(unit[i] @ unit[j]) for j in range(12) if positions[0, head, j] > positions[0, head, i]
             ]
-            assert float(score[head, i]) == pytest.approx(-max(later, default=-1.0), abs=2e-4)
+            assert float(score[head, i]) == pytest.approx(-max(later, default=-1.0), abs=1e-3)
     repeated = raw.clone()
     repeated[:, int(positions[0, 0].argmax())] = 2 * repeated[:, int(positions[0, 0].argmin())]
     values = dataclasses.replace(ctx, values=lambda _: repeated)
     score = Superseded("value").score(values, 0)[0]
-    assert float(score[int(positions[0, 0].argmin())]) == pytest.approx(-1.0, abs=1e-6)
+    assert float(score[int(positions[0, 0].argmin())]) == pytest.approx(-1.0, abs=1e-3)
     assert float(score[int(positions[0, 0].argmax())]) == 1.0
 
 

@@ -106,8 +106,9 @@ class LayerCache(Protocol):
         """Stored elements of K (`which` = "k") or V ("v"): [kv_heads, N, head_dim] of the cache's dtype."""
         ...
 
-    def write(self, which: str, head: int, blocks: Tensor, offsets: Tensor, entries: Tensor) -> None:
-        """Store entries [N, head_dim] of the cache's dtype for one head."""
+    def move(self, heads: Tensor, source: tuple[Tensor, Tensor], destination: tuple[Tensor, Tensor]) -> None:
+        """Copy K and V of single heads' entries; heads, and blocks and offsets of both, int64 [N]. All are read before
+        any is written."""
         ...
 
     def copy_blocks(self, source: Tensor, destination: Tensor) -> None:
@@ -148,10 +149,11 @@ class StridedCache:
         part = self._part(which)
         return part[blocks, :, offsets].transpose(0, 1).view(self.k.dtype)
 
-    def write(self, which: str, head: int, blocks: Tensor, offsets: Tensor, entries: Tensor) -> None:
+    def move(self, heads: Tensor, source: tuple[Tensor, Tensor], destination: tuple[Tensor, Tensor]) -> None:
         """See LayerCache."""
-        part = self._part(which)
-        part[blocks, head, offsets] = entries.view(part.dtype)
+        for which in ("k", "v"):
+            part = self._part(which)
+            part[destination[0], heads, destination[1]] = part[source[0], heads, source[1]]
 
     def copy_blocks(self, source: Tensor, destination: Tensor) -> None:
         """See LayerCache."""
@@ -182,9 +184,13 @@ class IndexedCache:
         heads = torch.arange(self.data.shape[1])[:, None, None]
         return self.data[blocks[None, :, None], heads, self._map(which)[offsets][None]]
 
-    def write(self, which: str, head: int, blocks: Tensor, offsets: Tensor, entries: Tensor) -> None:
+    def move(self, heads: Tensor, source: tuple[Tensor, Tensor], destination: tuple[Tensor, Tensor]) -> None:
         """See LayerCache."""
-        self.data[blocks[:, None], head, self._map(which)[offsets]] = entries
+        heads = heads[:, None]
+        for which in ("k", "v"):
+            of = self._map(which)
+            entries = self.data[source[0][:, None], heads, of[source[1]]]
+            self.data[destination[0][:, None], heads, of[destination[1]]] = entries
 
     def copy_blocks(self, source: Tensor, destination: Tensor) -> None:
         """See LayerCache."""

@@ -14,14 +14,15 @@ from triattn.policies import ModelShape, Policy, QueryStatistics, Round
 from triattn.policies.context import Memory
 
 
-def moves(kept: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """Sources and destinations, row indices int64 [m] each, that compact kept [N] bool into rows [0, keep).
+def moves(kept: Tensor, keep: int) -> tuple[tuple[Tensor, ...], Tensor]:
+    """What compacts kept [..., N] bool, `keep` of each row or all, into entries [0, keep) of its row.
 
-    Kept entries below `keep` stay; those above move, in order, into the holes, in order.
+    Kept entries below `keep` stay; those above move, in order, into the holes, in order: the rows' indices and the
+    source entry of each move, then its destination entry; int64 [m] each, by row.
     """
-    source = kept[keep:].nonzero().flatten() + keep
-    destination = (~kept[:keep]).nonzero().flatten()
-    return source, destination[: len(source)]
+    *rows, source = kept[..., keep:].nonzero(as_tuple=True)
+    holes = (~kept[..., :keep]).nonzero(as_tuple=True)
+    return (*rows, source + keep), holes[-1][: len(source)]
 
 
 @dataclass(frozen=True)
@@ -105,18 +106,21 @@ class TorchRounds:
         keep = fields["keep"]
         kept, positions = self.select(fields, table)
         blocks, offsets = self._slots(fields, table)
-        for layer, cache in enumerate(self.caches):
-            keys, values = (cache.read(w, blocks, offsets) for w in ("k", "v"))
-            for head in range(self.shape.kv_heads):
-                source, destination = moves(kept[layer, head], keep)
-                where = (blocks[destination], offsets[destination])
-                cache.write("k", head, *where, keys[head, source])
-                cache.write("v", head, *where, values[head, source])
-                row = positions[layer, head].clone()
-                row[destination] = row[source]
-                self.positions[layer, head, blocks[:keep], offsets[:keep]] = row[:keep].int()
-                remembered = self.memory[: self.planes, layer, head]
-                remembered[:, *where] = remembered[:, blocks[source], offsets[source]]
+        (layers, heads, source), destination = moves(kept, keep)
+        first = 0
+        # Moves come layer by layer.
+        for cache, count in zip(
+            self.caches, layers.bincount(minlength=len(self.caches)).tolist(), strict=True
+        ):
+            part = slice(first, first + count)
+            of, to = source[part], destination[part]
+            cache.move(heads[part], (blocks[of], offsets[of]), (blocks[to], offsets[to]))
+            first += count
+        positions[layers, heads, destination] = positions[layers, heads, source]
+        self.positions[:, :, blocks[:keep], offsets[:keep]] = positions[..., :keep].int()
+        remembered = self.memory[: self.planes]
+        moved = remembered[:, layers, heads, blocks[source], offsets[source]]
+        remembered[:, layers, heads, blocks[destination], offsets[destination]] = moved
 
     def _slots(self, fields: dict[str, int], table: Tensor) -> tuple[Tensor, Tensor]:
         """Block and offset of each resident row, int64 [resident]."""

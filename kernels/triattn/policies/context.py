@@ -9,6 +9,9 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+LONGEST_TABLE = 2**15
+"""Positions of which turns are kept to be looked up."""
+
 
 class QueryStatistics(Protocol):
     """Mean pre-rotary queries: float32 [layers, query heads, F], F = rotary dimensions / 2 (`triattn.statistics`).
@@ -76,6 +79,24 @@ class ModelShape:
     def group(self) -> int:
         """Query heads per KV head."""
         return self.query_heads // self.kv_heads
+
+    def turns_back(self, positions: Tensor) -> Tensor:
+        """e^(−i p ω), complex64 [..., F], at positions int64 [...]. Those of short contexts are looked up."""
+        if positions.device.type != "cpu" or positions.numel() == 0:
+            return self._turns_back(positions)
+        least = int(positions.max()) + 1
+        if least > LONGEST_TABLE:
+            return self._turns_back(positions)
+        table: Tensor | None = self.__dict__.get("_table")
+        if table is None or len(table) < least:
+            table = self._turns_back(torch.arange(min(LONGEST_TABLE, max(1024, 2 * least))))
+            self.__dict__["_table"] = table
+        return table[positions]
+
+    def _turns_back(self, positions: Tensor) -> Tensor:
+        # Angles in float64: at position 100,000 a float32 product is off by hundredths of a radian.
+        angles = positions[..., None].double() * -self.inv_freq.double().to(positions.device)
+        return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
 
     def bands(self, keys: Tensor) -> Tensor:
         """Keys [..., D] as complex numbers [..., F] per frequency band."""

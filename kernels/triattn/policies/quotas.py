@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from triattn.policies.select import keep_highest
-
 ONE = 65536
 """Shares are whole numbers of this part, so that every device counts the same."""
 
@@ -21,14 +19,12 @@ def promote(scores: Tensor, by: Tensor, places: Tensor, among: Tensor | None = N
     eligible = ~torch.isposinf(scores)
     if among is not None:
         eligible = eligible & among
-    flat = scores.reshape(-1, scores.shape[-1]).clone()
-    for row, order, count, allowed in zip(
-        flat, by.reshape(flat.shape), places.flatten().tolist(), eligible.reshape(flat.shape), strict=True
-    ):
-        index = allowed.nonzero().flatten()
-        # Rows of eligible entries only, so that a score of -inf among them is not mistaken for a barred one.
-        row[index[keep_highest(order[index], count)]] = torch.inf
-    return flat.reshape(scores.shape)
+    # Eligible entries first, so that a score of -inf among them is not mistaken for a barred one; the best first.
+    order = torch.sort(by, dim=-1, descending=True, stable=True).indices
+    order = order.gather(-1, torch.sort(~eligible.gather(-1, order), dim=-1, stable=True).indices)
+    places = torch.minimum(places, eligible.sum(dim=-1))[..., None]
+    best = torch.arange(scores.shape[-1], device=scores.device) < places
+    return scores.masked_fill(torch.zeros_like(best).scatter_(-1, order, best), torch.inf)
 
 
 def segment_of(positions: Tensor, first: int, last: int, count: int) -> Tensor:

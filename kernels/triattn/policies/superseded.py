@@ -16,9 +16,7 @@ def rotation_undone(model: ModelShape, keys: Tensor, positions: Tensor) -> Tenso
     """Cached keys float32 [..., N, D] as they were before the rotary embedding at `positions` [..., N]."""
     if model.rotary_dim == 0:
         return keys
-    # Angles in float64: at position 100,000 a float32 product is off by hundredths of a radian.
-    angles = positions[..., None].double() * -model.inv_freq.double().to(positions.device)
-    turned = model.bands(keys) * torch.polar(torch.ones_like(angles), angles).to(torch.complex64)
+    turned = model.bands(keys) * model.turns_back(positions)
     if model.pairing == "half":
         rotary = torch.cat([turned.real, turned.imag], dim=-1)
     else:
@@ -54,13 +52,15 @@ class Superseded:
         if ctx.memory and known:
             best[:, :known] = ctx.memory.stored(self, layer)[:, :known]
         new, when = unit[:, known:].transpose(1, 2), position[:, None, known:]
+        # Entries that are no number are later than none.
+        lost = unit.sum(dim=-1).isnan()
+        position, when = position.int(), torch.where(lost[:, None, known:], -1, when).int()
         # Rows at a time: a whole matrix of similarities would take N² floats a head.
         for first in range(0, unit.shape[1] if new.shape[2] else 0, 1024):
             rows = slice(first, first + 1024)
             like = unit[:, rows] @ new
-            later = when > position[:, rows, None]
-            found = torch.where(later & ~like.isnan(), like, -1.0).amax(dim=-1)
-            best[:, rows] = torch.maximum(best[:, rows], found)
+            found = like.masked_fill_(when <= position[:, rows, None], -1.0).amax(dim=-1)
+            best[:, rows] = torch.maximum(best[:, rows], found.masked_fill_(lost[:, rows], -1.0))
         if ctx.memory:
             ctx.memory.found[self, layer] = best
-        return torch.where(unit.isnan().any(dim=-1), torch.nan, -best)
+        return torch.where(lost, torch.nan, -best)

@@ -30,25 +30,22 @@ class Trig:
         """float32 [query_heads, N]."""
         model, stats = ctx.model, ctx.statistics
         assert stats is not None
-        keys = model.bands(ctx.keys(layer)).repeat_interleave(model.group, dim=0)
+        keys = ctx.keys(layer)[..., : model.rotary_dim].float()
         centre = torch.complex(stats.q_mean_real[layer], stats.q_mean_imag[layer]).to(keys.device)
         # Angles in float64: at position 100,000 a float32 product is off by hundredths of a radian.
         times = torch.tensor([ctx.computed + o for o in offsets(self.max_offset)], dtype=torch.float64)
         angles = times[:, None] * model.inv_freq.double().cpu()
-        turn = torch.polar(torch.ones_like(angles), angles).to(torch.complex64).to(keys.device)
-        scale = model.attention_scaling**2
-        result = None
-        for step in turn:
-            # Re(c conj(k)), summed over the bands.
-            c = centre * step
-            term = torch.einsum("hf,hnf->hn", c.real, keys.real) + torch.einsum(
-                "hf,hnf->hn", c.imag, keys.imag
-            )
-            if result is None:
-                result = term
-            elif self.aggregation == "mean":
-                result = result + term
-            else:
-                result = torch.maximum(result, term)
-        assert result is not None
-        return scale * (result / len(turn) if self.aggregation == "mean" else result)
+        turn = torch.polar(torch.ones_like(angles), angles)
+        if self.aggregation == "mean":
+            # The score is linear in the turned query.
+            turn = turn.mean(dim=0, keepdim=True)
+        turned = centre[:, None] * turn.to(torch.complex64).to(keys.device)
+        # Re(c conj(k)), summed over the bands, is a dot product of their parts as the key has them.
+        if model.pairing == "half":
+            queries = torch.cat([turned.real, turned.imag], dim=-1)
+        else:
+            queries = torch.view_as_real(turned).flatten(-2)
+        # [kv_heads, group * offsets, N]
+        each = queries.reshape(model.kv_heads, -1, model.rotary_dim) @ keys.transpose(1, 2)
+        best = each.unflatten(1, (model.group, -1)).amax(dim=2)
+        return model.attention_scaling**2 * best.flatten(0, 1)
