@@ -37,9 +37,9 @@ LEARNED = ("learned_weights", "learned_share")
 COVARIANCE = "q_covariance"
 PROBE = "learned_probe"
 OPTIONAL = (*LEARNED, COVARIANCE, PROBE)
-LEARNABLE = ("superseded", "recency", "probe")
-"""Terms that weights are learned for, each with its defaults: keys are read once for all of them."""
-LEARNABLE_TOO = ("trig", "norm", "keydiff", "knorm", "vnorm", "expected", "leverage")
+LEARNABLE = ("superseded", "recency", "trig", "norm", "probe")
+"""Terms that weights are learned for, each with its defaults; keys are read twice for all of them."""
+LEARNABLE_TOO = ("keydiff", "knorm", "vnorm", "expected", "leverage")
 """Further terms that weights can be learned for, where asked."""
 _REMEDY = "get the file again, or make it with `triattn calibrate`"
 

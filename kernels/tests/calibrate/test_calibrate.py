@@ -28,7 +28,7 @@ from triattn.calibrate.__main__ import main
 from triattn.calibrate.capture import captured
 from triattn.calibrate.errors import CalibrationError
 from triattn.calibrate.run import Options, measure
-from triattn.calibrate.text import own_documents, windows
+from triattn.calibrate.text import cut, own_documents, prompt_of, read_documents, windows
 from triattn.model import Statistics, geometry
 
 SMALL: dict[str, Any] = {
@@ -264,6 +264,28 @@ def test_the_text_that_comes_with_it(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "tiny.safetensors"
     assert run(checkpoint, "--out", out, "--tokens", 300)[0] == 0
     assert Statistics.load(out).metadata.source == "text of triattn.calibrate"
+
+
+def test_prompts_and_answers_come_from_json_lines(checkpoint: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "items.jsonl"
+    items = [
+        {"prompt": "one two", "expected": "three four five"},
+        {"prompt": "six", "completion": "seven " * 300},
+    ]
+    lines.write_text("".join(json.dumps(item) + "\n" for item in items))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    pieces = list(windows(read_documents([lines]), tokenizer, 200))
+    first, second, *rest = pieces
+    assert first == [i for text in ("one two", "three four five") for i in tokenizer(text)["input_ids"]]
+    assert prompt_of(first) == len(tokenizer("one two")["input_ids"])
+    assert prompt_of(second) == len(tokenizer("six")["input_ids"]) and len(second) == 200
+    assert rest and not any(map(prompt_of, rest))
+    assert prompt_of(cut(first, 0, 2)) == (prompt_of(first) if prompt_of(first) < 2 else 0)
+    assert prompt_of(cut(first, 1, 3)) == 0
+    for bad in ('{"prompt": "x"}', "[]", "no json", '{"prompt": "x", "completion": ""}'):
+        lines.write_text('{"prompt": "a", "completion": "b"}\n' + bad + "\n")
+        with pytest.raises(CalibrationError, match="line 2"):
+            read_documents([lines])
 
 
 def test_what_cannot_be_used_is_said_before_anything_is_written(checkpoint: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_damage_is_what_losing_one_token_does_to_the_outputs(model) -> None:
         samples = observe(model, tokens, SHAPE, None, [KeyDiff()])
     finally:
         learning.attend = original
-    assert samples is not None and samples.times == [150 - SINKS - WINDOW, 225 - SINKS - WINDOW]
+    assert samples is not None and samples.times == [t - SINKS - WINDOW for t in (75, 150, 225)]
     _, _, values, _, out, weights = seen[1]
     for candidate in (0, 40):
         lost = SINKS + candidate
@@ -115,7 +115,13 @@ def test_damage_is_what_losing_one_token_does_to_the_outputs(model) -> None:
             without[:, lost] = 0
             without = without / without.sum(-1, keepdim=True)
             shift.append((without @ values[1] - out[head, 150:300]).norm(dim=-1).max())
-        assert float(samples.damage[1, 1, candidate]) == pytest.approx(float(max(shift)), rel=1e-3)
+        at = samples.times[0] + candidate
+        assert float(samples.damage[1, 1, at]) == pytest.approx(float(max(shift)), rel=1e-3)
+
+
+def test_a_prompt_is_no_candidate(model) -> None:
+    samples = observe(model, text(3, 300), SHAPE, None, [KeyDiff()], prompt=60)
+    assert samples is not None and samples.times == [t - 60 - WINDOW for t in (180, 240)]
 
 
 def planted(seed: int) -> Samples:
@@ -191,7 +197,7 @@ def test_learning_is_repeatable_and_says_what_it_cannot(model) -> None:
     assert first.note.terms == list(LEARNABLE) and first.probe.shape == (2, 2, SHAPE.head_dim)
     assert first.note.kept["possible"] >= max(v for k, v in first.note.kept.items() if k != "possible")
     more = learn(model, pieces, SHAPE, stats, more=("expected",))
-    assert more.note.terms == ["superseded", "recency", "expected", "probe"] and "expected" in more.note.kept
+    assert more.note.terms == ["superseded", "recency", "trig", "norm", "expected", "probe"] and "expected" in more.note.kept
     assert more.weights.shape == (len(LEARNABLE) + 1, 2, 2)
     with pytest.raises(CalibrationError, match="two pieces"):
         learn(model, pieces[:1], SHAPE, stats)

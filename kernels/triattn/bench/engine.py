@@ -65,11 +65,12 @@ def random_statistics(model: str) -> str:
     import torch
 
     from triattn.model import geometry, identity, inv_freq
-    from triattn.statistics import save
+    from triattn.statistics import LEARNABLE, Learned, save
 
     config = json.loads((Path(model) / "config.json").read_text())
     frequencies, _ = inv_freq(config)
     shape = (config["num_hidden_layers"], config["num_attention_heads"], len(frequencies))
+    rows = (config["num_hidden_layers"], config["num_key_value_heads"])
     real, imag = torch.randn(shape), torch.randn(shape)
     spread = torch.hypot(real, imag) * 1.5
     tensors = {
@@ -78,6 +79,9 @@ def random_statistics(model: str) -> str:
         "q_abs_mean": spread,
         "q_covariance": torch.stack([spread, spread, spread / 2]) * spread,
         "inv_freq": frequencies,
+        "learned_weights": torch.randn(len(LEARNABLE), *rows),
+        "learned_share": torch.full(rows, 0.25),
+        "learned_probe": torch.randn(*rows, config["head_dim"]),
     }
     path = Path(model).with_suffix(".statistics.safetensors")
     save(
@@ -89,6 +93,7 @@ def random_statistics(model: str) -> str:
         source="random numbers",
         license="",
         created_by="triattn.bench",
+        learned=Learned(terms=list(LEARNABLE), tokens=1, seed=0, kept={}),
     )
     return str(path)
 

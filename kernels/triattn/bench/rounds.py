@@ -23,6 +23,7 @@ from triattn.ops.interface import RoundBatch, StridedCache
 from triattn.ops.triton_rounds import TritonRounds
 from triattn.plan import RoundPlan, cdiv
 from triattn.policies import ModelShape, Policy
+from triattn.statistics import LEARNABLE
 
 LAYERS, QUERY_HEADS, KV_HEADS, HEAD_DIM, BLOCK = 36, 32, 8, 128, 16
 ITEM = 2
@@ -37,13 +38,26 @@ class Statistics:
     q_mean_imag: torch.Tensor
     q_abs_mean: torch.Tensor
     q_covariance: torch.Tensor
+    learned_probe: torch.Tensor
+    learned_weights: torch.Tensor
+    learned_share: torch.Tensor
+    learned_terms: tuple[str, ...] = LEARNABLE
 
     @classmethod
     def draw(cls) -> Statistics:
         shape = (LAYERS, QUERY_HEADS, HEAD_DIM // 2)
         real, imag = torch.randn(shape), torch.randn(shape)
         size = torch.hypot(real, imag) * 1.5
-        return cls(real, imag, size, torch.stack([size, size, size / 2]) * size)
+        rows = (LAYERS, KV_HEADS)
+        return cls(
+            q_mean_real=real,
+            q_mean_imag=imag,
+            q_abs_mean=size,
+            q_covariance=torch.stack([size, size, size / 2]) * size,
+            learned_probe=torch.randn(*rows, HEAD_DIM),
+            learned_weights=torch.randn(len(LEARNABLE), *rows),
+            learned_share=torch.full(rows, 0.25),
+        )
 
 
 def gpu_microseconds(work: Any) -> list[float]:

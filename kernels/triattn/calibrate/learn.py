@@ -19,15 +19,16 @@ from torch import Tensor
 
 from triattn.calibrate.errors import CalibrationError
 from triattn.calibrate.replay import attend, attention_replaced
+from triattn.calibrate.text import prompt_of
 from triattn.policies import ModelShape, QueryStatistics, Round
 from triattn.policies.policy import z_score
 from triattn.policies.superseded import rotation_undone
 from triattn.policies.terms import Term, terms_of
 from triattn.statistics import LEARNABLE, Learned
 
-MEASURED = ("trig", "norm", "keydiff", "knorm", "vnorm")
+MEASURED = ("keydiff", "knorm", "vnorm")
 """Terms whose ranking is reported beside what is learned, whether or not they get weights."""
-SINKS, WINDOW = 4, 64
+SINKS, WINDOW = 4, 32
 """Entries that no policy worth learning evicts."""
 RIDGE = 1e-2
 """Regularisation, in units of a sample's variance."""
@@ -74,10 +75,15 @@ def observe(
     shape: ModelShape,
     statistics: QueryStatistics | None,
     terms: Sequence[Term],
+    prompt: int = 0,
 ) -> Samples | None:
-    """Run a text once and compare scores with use, at each quarter. None for one that is too short."""
-    length = len(tokens)
-    times = [t for t in (length // 4, length // 2, length * 3 // 4) if t > 2 * (SINKS + WINDOW)]
+    """Run a text once and compare scores with use, at each quarter. None for one that is too short.
+
+    The first `prompt` tokens are never evicted: they are no candidates.
+    """
+    length, first = len(tokens), max(SINKS, prompt)
+    times = [prompt + (length - prompt) * part // 4 for part in (1, 2, 3)]
+    times = [time for time in times if time > 2 * WINDOW + first]
     if not times or length - times[-1] < 16:
         return None
     found: list[list[list[Tensor]]] = [[] for _ in range(3)]
@@ -93,12 +99,12 @@ def observe(
                 values=lambda _, t=time: values[:, :t].float(),
                 positions=here.expand(shape.layers, shape.kv_heads, -1),
                 computed=time,
-                prompt_len=0,
-                pin_prompt=False,
+                prompt_len=prompt,
+                pin_prompt=prompt > 0,
                 statistics=statistics,
             )
-            free = slice(SINKS, time - WINDOW)
-            everything = torch.ones(1, time - WINDOW - SINKS, dtype=torch.bool, device=keys.device)
+            free = slice(first, time - WINDOW)
+            everything = torch.ones(1, time - WINDOW - first, dtype=torch.bool, device=keys.device)
             scores = []
             for term in terms:
                 z = z_score(term.score(ctx, layer)[:, free], everything)
@@ -125,7 +131,7 @@ def observe(
     features = torch.stack([torch.cat(layer, dim=-1) for layer in found[0]], dim=1)
     damage = torch.stack([torch.cat(layer, dim=-1) for layer in found[1]])
     keys = torch.stack([torch.cat(layer, dim=1) for layer in found[2]])
-    return Samples(features, damage, keys, [t - WINDOW - SINKS for t in times])
+    return Samples(features, damage, keys, [time - WINDOW - first for time in times])
 
 
 def fit(samples: Sequence[Samples]) -> tuple[Tensor, Tensor]:
@@ -236,7 +242,7 @@ def learn(
     progress: Callable[[int], None] = lambda tokens: None,
     more: Sequence[str] = (),
 ) -> Selection:
-    """Fit weights on every other piece of text and compare what they keep with other scores on the rest.
+    """Fit weights on three of four pieces of text and compare what they keep with other scores on the fourth.
 
     `more`: terms of LEARNABLE_TOO that get weights beside those of LEARNABLE.
 
@@ -248,7 +254,7 @@ def learn(
     samples: list[Samples] = []
     tokens = 0
     for piece in pieces:
-        if (sample := observe(model, piece, shape, statistics, terms)) is not None:
+        if (sample := observe(model, piece, shape, statistics, terms, prompt_of(piece))) is not None:
             samples.append(sample)
         tokens += len(piece)
         progress(tokens)
@@ -258,7 +264,14 @@ def learn(
 def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str], used: int) -> Selection:
     """Weights, shares and probe of samples that were taken of so many tokens: see `learn`. `kinds` are the features,
     of which the first `used` get weights; what the others keep is reported beside."""
-    fitted, others = samples[::2], samples[1::2]
+    held = (
+        [i % 4 == 3 for i in range(len(samples))]
+        if len(samples) > 3
+        else [i == 1 for i in range(len(samples))]
+    )
+    fitted, others = (
+        [s for s, out in zip(samples, held, strict=True) if out is side] for side in (False, True)
+    )
     if not others:
         raise CalibrationError(
             "learn", tokens, "two pieces of text of 300 tokens or more are needed; give more text"

@@ -18,7 +18,7 @@ from triattn.calibrate.accumulate import Means
 from triattn.calibrate.capture import captured, prove
 from triattn.calibrate.errors import CalibrationError
 from triattn.calibrate.learn import Selection, learn
-from triattn.calibrate.text import own_documents, read_documents, windows
+from triattn.calibrate.text import cut, own_documents, read_documents, windows
 from triattn.policies import ModelShape
 from triattn.statistics import Statistics, save
 
@@ -144,7 +144,7 @@ def _pieces(documents: Sequence[Any], tokenizer: Any, config: Any, options: Opti
     pieces: list[list[int]] = []
     left = options.tokens
     for window in windows(documents, tokenizer, length):
-        piece = window if left is None else window[:left]
+        piece = window if left is None else cut(window, 0, left)
         if len(piece) < 2:
             break
         pieces.append(piece)
@@ -174,7 +174,7 @@ def _learn(
         attention_scaling=scaling,
         pairing=geometry.rotary.pairing,
     )
-    short = [piece[i : i + LEARN_WINDOW] for piece in pieces for i in range(0, len(piece), LEARN_WINDOW)]
+    short = [cut(piece, i, LEARN_WINDOW) for piece in pieces for i in range(0, len(piece), LEARN_WINDOW)]
     chosen, total = [], 0
     for piece in short:
         if len(piece) >= LEARN_LEAST and total + len(piece) <= max(options.learn, 2 * LEARN_WINDOW):

@@ -2,16 +2,48 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from triattn.calibrate.errors import CalibrationError
 
-Document = str | list[dict[str, str]]
+Chat = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt and what was generated after it."""
+
+    prompt: str
+    answer: str
+
+
+Document = str | Chat | Answered
+
+
+class Piece(list[int]):
+    """Token ids that are run together; the first `prompt` are of a prompt."""
+
+    prompt: int = 0
+
+
+def cut(piece: Sequence[int], start: int, length: int) -> Piece:
+    """`length` tokens of a piece from `start` on."""
+    part = Piece(piece[start : start + length])
+    prompt = prompt_of(piece)
+    part.prompt = prompt if start == 0 and prompt < len(part) else 0
+    return part
+
+
+def prompt_of(piece: Sequence[int]) -> int:
+    """How many of a piece's first tokens are of a prompt."""
+    return piece.prompt if isinstance(piece, Piece) else 0
 
 
 def _chat(text: str) -> list[dict[str, str]]:
@@ -87,9 +119,27 @@ def worked_problems(rng: random.Random, count: int) -> list[Document]:
     return ["\n\n".join(makers[(i + j) % 4](rng) for j in range(4)) for i in range(count)]
 
 
+def _answered(path: str | Path, text: str) -> list[Document]:
+    """The lines of a file as `triattn eval generate --json` writes them: objects with `prompt` and `expected`, or
+    `completion`."""
+    documents: list[Document] = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            item = json.loads(line)
+            answer = item.get("completion", item.get("expected"))
+            documents.append(Answered(str(item["prompt"]), str(answer)))
+            if not answer:
+                raise KeyError("completion")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CalibrationError(
+                "text", f"{path}, line {number}", "is no JSON object with prompt and completion"
+            ) from error
+    return documents
+
+
 def read_documents(paths: Sequence[str | Path]) -> list[Document]:
-    """The user's files, each one document. Raises CalibrationError for one that is missing, empty or not
-    UTF-8."""
+    """The user's files, each one document, or with the ending .jsonl a document a line. Raises CalibrationError for one
+    that is missing, empty, not UTF-8 or not JSON lines."""
     documents: list[Document] = []
     for path in paths:
         try:
@@ -100,15 +150,22 @@ def read_documents(paths: Sequence[str | Path]) -> list[Document]:
             raise CalibrationError("text", path, f"cannot be read ({error.strerror})") from error
         if not text.strip():
             raise CalibrationError("text", path, "is empty")
-        documents.append(text)
+        documents += _answered(path, text) if str(path).endswith(".jsonl") else [text]
     return documents
 
 
-def windows(documents: Sequence[Document], tokenizer: Any, length: int) -> Iterator[list[int]]:
+def windows(documents: Sequence[Document], tokenizer: Any, length: int) -> Iterator[Piece]:
     """Token ids of the documents in pieces of at most `length`; conversations go through the chat template
     where the tokenizer has one. A piece of one token is left out."""
     for document in documents:
-        if isinstance(document, str):
+        prompt = 0
+        if isinstance(document, Answered):
+            first = tokenizer(document.prompt)["input_ids"]
+            prompt, ids = (
+                len(first),
+                first + tokenizer(document.answer, add_special_tokens=False)["input_ids"],
+            )
+        elif isinstance(document, str):
             ids = tokenizer(document)["input_ids"]
         elif getattr(tokenizer, "chat_template", None):
             text = tokenizer.apply_chat_template(document, tokenize=False)
@@ -116,5 +173,6 @@ def windows(documents: Sequence[Document], tokenizer: Any, length: int) -> Itera
         else:
             ids = tokenizer("\n\n".join(f"{m['role']}: {m['content']}" for m in document))["input_ids"]
         for start in range(0, len(ids), length):
-            if len(piece := ids[start : start + length]) > 1:
-                yield piece
+            if len(piece := Piece(ids[start : start + length])) > 1:
+                piece.prompt = prompt if start == 0 else 0
+                yield cut(piece, 0, length)

@@ -92,7 +92,11 @@ class Policy:
             share = share.double().mean(dim=0, keepdim=True).round().long()
         if self.selection == "union":
             share = share.double().mean(dim=1, keepdim=True).round().long()
-        return replace(self, terms=terms, reserve_share=share if self.reserve else 0, learned=False)
+        # A reserve of no places is none, and costs nothing.
+        reserve = self.reserve if bool((share > 0).any()) else ()
+        return replace(
+            self, terms=terms, reserve=reserve, reserve_share=share if reserve else 0, learned=False
+        )
 
     @property
     def all_terms(self) -> tuple[Term, ...]:

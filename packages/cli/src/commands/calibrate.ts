@@ -23,7 +23,7 @@ const orNone = z
   .transform(Number);
 
 /** As in kernels/triattn/statistics.py. */
-const LEARNABLE_TOO = ["trig", "norm", "keydiff", "knorm", "vnorm", "expected", "leverage"] as const;
+const LEARNABLE_TOO = ["keydiff", "knorm", "vnorm", "expected", "leverage"] as const;
 
 const Options = z.strictObject({
   out: z.string().min(1).optional(),
@@ -110,7 +110,10 @@ export function calibrateCommand(): Command {
       "directory of a Hugging Face causal language model with rotary attention, or its hub name",
     )
     .option("--out <file>", "file to write (default: in your own library, where serve finds it)")
-    .option("--text <file...>", "UTF-8 text to measure on (default: text that comes with triattn)")
+    .option(
+      "--text <file...>",
+      "UTF-8 text to measure on, or .jsonl with prompt and completion in each line (default: text that comes with triattn)",
+    )
     .option("--tokens <n>", "tokens to measure (default: all of the text)")
     .option("--window <n>", "tokens run at once (default: 2048)")
     .option("--learn <n>", "tokens that weights of score terms are learned from, 0: none (default: 16384)")
