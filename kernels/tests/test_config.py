@@ -172,3 +172,19 @@ def test_policies_are_whole_or_refused(budget: int, interval: int, sinks: int, w
     else:
         with pytest.raises(ConfigError):
             parse_policy(document)
+
+
+def test_queries_that_are_kept_for_policies_that_observe() -> None:
+    def kept(policy: object, asked: str | None = None) -> int:
+        environ = {} if asked is None else {"TRIATTN_OBSERVED_QUERIES": asked}
+        settings = load_settings(environ, {"triattn": {"policy": policy}})
+        assert settings is not None
+        return settings.queries
+
+    reserve = {"share": 0.5, "terms": [{"kind": "observed", "window": 4}]}
+    mixed = {"name": "m", "terms": [{"kind": "keydiff"}], "normalize": "each", "reserve": reserve}
+    assert [kept(p) for p in ("keydiff", "snapkv", "rkv", mixed)] == [0, 32, 8, 4]
+    assert [kept(p, "16") for p in ("keydiff", "snapkv")] == [16, 32]
+    for text in ("many", "-1", "65"):
+        with pytest.raises(ConfigError, match=f"TRIATTN_OBSERVED_QUERIES = '?{text}'?: a number of queries"):
+            kept("keydiff", text)

@@ -133,3 +133,14 @@ def test_a_policy_that_can_do_without_statistics_is_checked_without_those_terms(
     model = Statistics.load(STATS).model
     policy = in_force("auto", statistics=None)
     check_policy(policy, Rules.of(policy, 16), model, shape_of(model), kernels=True)
+
+
+def test_what_observes_needs_an_engine_that_keeps_as_many_queries() -> None:
+    observing = [wire.KeyDiffTerm(), wire.ObservedTerm(window=12)]
+    checked(observing, queries=12, kernels=True)
+    with pytest.raises(ConfigError, match=r"keeps 8: .* restart .* TRIATTN_OBSERVED_QUERIES=12") as caught:
+        checked(observing, queries=8)
+    assert (caught.value.field, caught.value.value) == ("terms", "observed")
+    with pytest.raises(ConfigError, match="serve with vLLM, or use a policy without the term observed"):
+        checked(observing)
+    checked([wire.RedundancyTerm()])

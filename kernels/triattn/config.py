@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -18,6 +18,7 @@ from triattn.reference_env import boolean, from_reference
 SOCKET = "TRIATTN_SOCKET"
 POLICY = "TRIATTN_POLICY"
 STATISTICS = "TRIATTN_STATS"
+QUERIES = "TRIATTN_OBSERVED_QUERIES"
 CURVE_SERVER = "TRIATTN_CURVE_SERVER_KEY"
 CURVE_PUBLIC = "TRIATTN_CURVE_PUBLIC_KEY"
 CURVE_SECRET = "TRIATTN_CURVE_SECRET_KEY"
@@ -49,6 +50,8 @@ class Settings:
     """``socket``, ``additional_config``, ``TRIATTN_POLICY`` or ``TRIATTN_RUNTIME_*``."""
     warnings: list[str] = field(default_factory=list)
     curve: Curve | None = None
+    queries: int = 0
+    """Last queries of every request that the engine keeps for policies that observe attention."""
 
 
 def load_settings(
@@ -58,10 +61,37 @@ def load_settings(
     ``TRIATTN_POLICY`` or the reference's ``TRIATTN_RUNTIME_*``, the first of these that is there.
 
     Returns None when nothing turns the plugin on; the engine must then be left as it is.
-    ``warnings`` names what was given and is not used.
+    ``warnings`` names what was given and is not used. ``queries`` is as many as the policy observes, or as
+    TRIATTN_OBSERVED_QUERIES asks for, so that policies can come that observe.
 
     Raises ConfigError for a value that cannot be used.
     """
+    settings = _load(environ, additional_config)
+    if settings is None:
+        return None
+    start = 0 if settings.policy is None else queries_observed(settings.policy)
+    return replace(settings, queries=max(start, _queries(environ.get(QUERIES, "").strip())))
+
+
+def queries_observed(policy: wire.PolicyDocument) -> int:
+    """Most recent queries of a request that a policy looks at."""
+    terms = policy.terms + (policy.reserve.terms if policy.reserve else [])
+    return max((term.window for term in terms if isinstance(term, wire.ObservedTerm)), default=0)
+
+
+MOST_QUERIES = 64
+"""Longest window of the term ``observed``."""
+
+
+def _queries(text: str) -> int:
+    if not text:
+        return 0
+    if not text.isascii() or not text.isdigit() or int(text) > MOST_QUERIES:
+        raise ConfigError(QUERIES, text, f"a number of queries from 0 to {MOST_QUERIES}")
+    return int(text)
+
+
+def _load(environ: Mapping[str, str], additional_config: Mapping[str, Any] | None) -> Settings | None:
     table = reference_table()
     prefix = table["prefix"]
     reference = {name: value for name, value in environ.items() if name.startswith(prefix) and value.strip()}

@@ -363,6 +363,48 @@ class ProbeTerm(Strict, kw_only=True, tag_field="kind", tag="probe"):
     ] = 1
 
 
+class ObservedTerm(Strict, kw_only=True, tag_field="kind", tag="observed"):
+    """
+    Attention that the most recent queries pay (arXiv 2404.14469). The engine keeps those queries: memory for every request that may run, set aside at start-up.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+    window: Annotated[
+        int,
+        Meta(
+            description="Queries that are observed: those of the most recent tokens, or as many as there are.",
+            ge=1,
+            le=64,
+        ),
+    ] = 32
+    reach: Annotated[
+        int,
+        Meta(
+            description="A token gets the largest attention of those at most so many positions away; 3: of seven.",
+            ge=0,
+            le=32,
+        ),
+    ] = 3
+    group: Annotated[
+        Literal["mean", "max"],
+        Meta(
+            description="mean: of each query head's softmax over all resident tokens (SnapKV). max: softmax of the group's largest logits, over the tokens before the window (R-KV)."
+        ),
+    ] = "mean"
+
+
+class RedundancyTerm(Strict, kw_only=True, tag_field="kind", tag="redundancy"):
+    """
+    Negative softmax of a key's mean cosine to all others; of tokens alike by more than 0.5 the latest is spared (arXiv 2505.24133).
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+
+
 class GumbelTerm(Strict, kw_only=True, tag_field="kind", tag="gumbel"):
     """
     Gumbel noise from the policy's seed: added to other terms, tokens are drawn without replacement with probabilities softmax(the other terms / weight).
@@ -553,6 +595,8 @@ ScoreTerm: TypeAlias = (
     | ExpectedTerm
     | LeverageTerm
     | ProbeTerm
+    | ObservedTerm
+    | RedundancyTerm
     | GumbelTerm
 )
 

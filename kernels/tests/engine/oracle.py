@@ -180,26 +180,27 @@ class Oracle:
     @torch.no_grad()
     def forward(
         self, tokens: Sequence[int], rounds: Sequence[Round] = ()
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """One incarnation with these rounds.
 
         Returns:
-            Log-probs after each token float32 [T, vocab], and every key (post-rotary) and value that was ever
-            cached, float32 [layers, kv_heads, T, head_dim].
+            Log-probs after each token float32 [T, vocab]; every key (post-rotary) and value that was ever cached,
+            float32 [layers, kv_heads, T, head_dim]; every query (post-rotary), [layers, query_heads, T, head_dim].
         """
         length = len(tokens)
         positions = torch.arange(length)
         until = last_visible(self.spec, length, rounds)
         causal = positions[None, :] <= positions[:, None]
         x = self.embed(tokens)
-        keys, values = [], []
+        queries, keys, values = [], [], []
         for layer in range(self.spec.layers):
             q, k, v = self.qkv(layer, self.norm_in(layer, x), positions)
             mask = causal & (positions[:, None] <= until[layer][:, None, :])
             x = self.finish_layer(layer, x, self.attend(q, k, v, mask))
+            queries.append(q)
             keys.append(k)
             values.append(v)
-        return self.log_probs(x), torch.stack(keys), torch.stack(values)
+        return self.log_probs(x), torch.stack(keys), torch.stack(values), torch.stack(queries)
 
     def __call__(self, tokens: Sequence[int], rounds: Sequence[Round] = ()) -> torch.Tensor:
         """Log-probs float32 [T, vocab] after each token of one incarnation with these rounds."""

@@ -9,15 +9,20 @@ import numpy as np
 import torch
 
 from .models import SPECS
-from .oracle import Oracle, Round, rotary
+from .oracle import Oracle, rotary
 from .scenario import Outcome, Run
 
 MARGIN = 2e-3
-"""Scores closer than this, in their own units, may be ordered either way: float32 sums differ."""
+"""Scores closer than this, in their own units, may be ordered either way: float32 sums differ. Attention is small:
+there the unit is the standard deviation of a head's scores."""
 
 
-def check_selection(run: Run) -> int:
-    """Every round of a run with ``Scenario.plugin`` kept the entries with the highest scores; rounds checked."""
+def check_selection(run: Run, *, late: int = 0) -> int:
+    """Every round of a run with ``Scenario.plugin`` kept the entries with the highest scores; rounds checked.
+
+    Scores that look at attention do so by the dense model's own queries; those ``late`` positions too early, to see
+    whether the check bites.
+    """
     from triattn import wire
     from triattn.config import load_settings
     from triattn.policies import Policy
@@ -29,13 +34,15 @@ def check_selection(run: Run) -> int:
     statistics = Statistics.load(settings.statistics) if settings.statistics else None
     policy = Policy.of(settings.policy).with_statistics(statistics)
     return sum(
-        _check_incarnation(run, outcome, rounds, settings.policy, policy, statistics)
+        _check_incarnation(run, outcome, number, settings.policy, policy, statistics, late)
         for outcome in run.outcomes.values()
-        for rounds in outcome.rounds.values()
+        for number in outcome.rounds
     )
 
 
-def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document, policy, statistics) -> int:
+def _check_incarnation(
+    run: Run, outcome: Outcome, number: int, document, policy, statistics, late: int
+) -> int:
     from triattn.policies import ModelShape
     from triattn.policies.context import Memory
     from triattn.policies.context import Round as Context
@@ -51,9 +58,11 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
         inv_freq=inv_freq,
         attention_scaling=scaling,
     )
-    request = outcome.request
+    request, rounds = outcome.request, outcome.rounds[number]
     tokens = request.prompt + outcome.tokens
-    _, keys, values = Oracle(spec).forward(tokens[: rounds[-1].computed], rounds)
+    _, keys, values, queries = Oracle(spec).forward(tokens[: rounds[-1].computed], rounds)
+    # A prompt's tokens that were in the prefix cache gave no queries.
+    first = outcome.cached_tokens if number == 0 else 0
     resident = torch.arange(0).expand(spec.layers, spec.kv_heads, 0)
     known = 0
     remembered: dict = {}
@@ -70,6 +79,7 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
         )
         # By position here, by row in the engine: what an entry's memory is depends on neither.
         memory = Memory(resident.shape[-1], lambda term, layer, r=remembered: r[term, layer])
+        since = max(first, this.computed - 64) - late
         context = Context(
             model=shape,
             keys=lambda layer, p=positions: _rows(keys[layer], p[layer]),
@@ -80,6 +90,9 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
             pin_prompt=pin_prompt,
             statistics=statistics,
             memory=memory,
+            queries=lambda layer, a=since, b=this.computed - late: (
+                queries[layer, :, max(a, 0) : b] * spec.head_dim**-0.5
+            ),
         )
         kept = torch.from_numpy(np.sort(this.kept, axis=-1))
         is_kept = (positions[..., :, None] == kept[..., None, :]).any(-1)
@@ -89,7 +102,8 @@ def _check_incarnation(run: Run, outcome: Outcome, rounds: list[Round], document
         lowest_kept = scores.masked_fill(~is_kept, torch.inf).amin(-1)
         highest_gone = scores.masked_fill(is_kept, -torch.inf).amax(-1)
         short = highest_gone - lowest_kept
-        assert (short <= MARGIN).all(), (
+        unit = _spread(scores).clamp(max=1) if policy.observes else 1.0
+        assert (short <= MARGIN * unit).all(), (
             f"{request.id}, round at C = {this.computed}: evicted an entry that scores {short.max():.4f} "
             "more than one it kept"
         )
@@ -108,6 +122,14 @@ def _either_way(policy, context, scores: torch.Tensor, is_kept: torch.Tensor) ->
     edge = by.masked_fill(~reserved, torch.inf).amin(-1, keepdim=True)
     doubtful = ~pinned & ((by - edge).abs() <= MARGIN)
     return torch.where(doubtful, torch.where(is_kept, torch.inf, -torch.inf), scores)
+
+
+def _spread(scores: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of the finite scores of each head, [layers, kv_heads]."""
+    finite = torch.isfinite(scores)
+    count = finite.sum(-1, keepdim=True).clamp(min=1)
+    mean = scores.where(finite, 0.0).sum(-1, keepdim=True) / count
+    return ((scores - mean).where(finite, 0.0).square().sum(-1) / count[..., 0]).sqrt()
 
 
 def _rows(cache: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -31,6 +31,13 @@ POLICIES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "expected-attention": ("yarn", "expected-attention", {}),
     "knorm": ("llama", "knorm", {}),
     "leverage": ("qwen3", "leverage", {}),
+    "snapkv": ("llama", "snapkv", {}),
+    "rkv": ("qwen3", "rkv", {}),
+    "observed": (
+        "yarn",
+        "snapkv",
+        {"terms": [{"kind": "observed", "window": 5, "reach": 0, "group": "max"}, TRIG], "normalize": "each"},
+    ),
     "superseded": ("yarn", "superseded", {}),
     "vase": ("llama", "vase", {"reserve": {"share": 0.3, "terms": [{"kind": "vrange"}]}}),
     "triattention-redundancy": ("qwen3", "triattention-redundancy", {}),
@@ -55,6 +62,8 @@ WITH_KERNELS = [
     *list(POLICIES)[:6],
     "expected-attention",
     "leverage",
+    "snapkv",
+    "rkv",
     "superseded",
     "vase",
     "triattention-redundancy",
@@ -91,6 +100,10 @@ def test_policy(name: str, runner: str) -> None:
     result = run(scenario(name, runner, environ={"TRIATTN_ROUNDS": "triton" if runner == "v2" else "torch"}))
     check(result, rounds=15, each=5)
     assert check_selection(result) == result.rounds
+    if runner == "v1" and name in ("snapkv", "rkv"):
+        # With the queries of one position earlier other tokens would have stayed.
+        with pytest.raises(AssertionError, match="evicted an entry"):
+            check_selection(result, late=1)
     check_shape(result, POLICIES[name][2].get("selection"))
 
 

@@ -69,6 +69,7 @@ class Case:
             self.batch,
             block_tables=self.batch.block_tables.to(device, copy=True),
             fields=self.batch.fields.to(device, copy=True),
+            recent=None if self.batch.recent is None else self.batch.recent.to(device, copy=True),
         )
         return replace(
             self, caches=caches, positions=there(self.positions), memory=there(self.memory), batch=batch

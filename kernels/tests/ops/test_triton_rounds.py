@@ -5,6 +5,8 @@ Kept entries and positions must be the oracle's exactly; the scores of random da
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from typing import Any
 
 import msgspec
@@ -15,9 +17,10 @@ from tests.ops.caches import Case, case
 from tests.policies.builders import policy, shape, statistics
 from triattn import wire
 from triattn.config import _presets, preset
+from triattn.ops.queries import QueryRing
 from triattn.ops.torch_rounds import TorchRounds
 from triattn.ops.triton_rounds import TritonRounds, Tuning
-from triattn.policies import Policy
+from triattn.policies import ModelShape, Policy
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +83,19 @@ POLICIES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         {"selection": "per_head", "normalize": "each", "groupAggregation": "mean"},
     ),
     "leverage": ([{"kind": "leverage"}, {"kind": "gumbel", "weight": 0.01}], {**EACH, "normalize": "none"}),
+    "observed": ([{"kind": "observed", "window": 5}], {**EACH, "normalize": "none"}),
+    "observations": (
+        [
+            {"kind": "observed", "window": 20, "reach": 0},
+            {"kind": "observed", "window": 5, "reach": 2, "group": "max", "weight": 0.5},
+            {"kind": "trig", "weight": 0.01},
+        ],
+        {"selection": "per_head", "normalize": "each"},
+    ),
+    "redundancy": (
+        [{"kind": "observed", "group": "max", "window": 8, "weight": 0.1}, {"kind": "redundancy"}],
+        {**EACH, "normalize": "none"},
+    ),
     "mixed": (
         [{"kind": "trig"}, SUPERSEDED_VALUE, {"kind": "gumbel", "weight": 0.1}, {"kind": "recency"}],
         {"selection": "per_head", "normalize": "each"},
@@ -114,7 +130,7 @@ POLICIES["learned"] = (
     },
 )
 LEARNED = ("superseded", "recency", "trig", "norm", "keydiff", "knorm", "vnorm", "probe")
-SEPARATE_KERNELS = ["random", "triattention", "blend", "mixed", "expected", "reserve", "both"]
+SEPARATE_KERNELS = ["random", "triattention", "blend", "mixed", "expected", "redundancy", "reserve", "both"]
 """Policies that between them use every kernel for rows longer than a program."""
 
 
@@ -137,8 +153,9 @@ def both(
         stats.learned_terms = LEARNED
         stats.learned_weights = torch.randn(len(LEARNED), this.layers, this.kv_heads, generator=generator)
         stats.learned_share = torch.rand(this.layers, this.kv_heads, generator=generator)
+    ring = queries_kept(this, oracle, compiled.observes, dtype, generator)
     ours = oracle.on(DEVICE)
-    TorchRounds(oracle.caches, oracle.positions, this, compiled, stats, oracle.memory).run(oracle.batch)
+    TorchRounds(oracle.caches, oracle.positions, this, compiled, stats, oracle.memory, ring).run(oracle.batch)
     rounds = TritonRounds(
         ours.caches,
         ours.positions,
@@ -148,9 +165,35 @@ def both(
         memory=ours.memory,
         tuning=tuning,
         workspace_bytes=1 << 20,
+        ring=ring and there(ring),
     )
     rounds.run(ours.batch)
     return ours.on("cpu"), oracle
+
+
+def queries_kept(
+    model: ModelShape, case: Case, length: int, dtype: torch.dtype, generator: torch.Generator
+) -> QueryRing | None:
+    """A ring of random queries somewhat longer than `length`, with one row fewer queries than that; None without."""
+    if not length:
+        return None
+    scales = [0.3 + 0.1 * layer for layer in range(model.layers)]
+    dtype = torch.bfloat16 if dtype.itemsize == 1 else dtype
+    ring = QueryRing(model, 7, length + 3, 1, dtype, scales, torch.device("cpu"), kernels=True)
+    ring.buffer.copy_(2 * torch.randn(ring.buffer.shape, generator=generator))
+    count = len(case.plans)
+    rows = torch.randperm(7, generator=generator)[:count]
+    counts = torch.tensor([max(length - 2, 1), *[length + 3] * (count - 1)])[:count]
+    recent = torch.stack([rows, counts], dim=1).int()
+    case.batch = dataclasses.replace(case.batch, recent=recent)
+    return ring
+
+
+def there(ring: QueryRing) -> QueryRing:
+    """A copy on the device of the kernels."""
+    moved = copy.copy(ring)
+    moved.buffer, moved.scales = ring.buffer.to(DEVICE), ring.scales.to(DEVICE)
+    return moved
 
 
 def check(ours: Case, oracle: Case) -> None:

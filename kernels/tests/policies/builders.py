@@ -65,6 +65,7 @@ def request(model: ModelShape, n: int, generator: torch.Generator, **fields: Any
     keys = torch.randn(model.layers, model.kv_heads, n, model.head_dim, generator=generator)
     values = torch.randn(keys.shape, generator=generator)
     computed = fields.pop("computed", n)
+    queries = fields.pop("queries", None)
     positions = torch.randperm(computed, generator=generator)[:n].sort().values
     return Round(
         model=model,
@@ -75,4 +76,5 @@ def request(model: ModelShape, n: int, generator: torch.Generator, **fields: Any
         prompt_len=fields.pop("prompt_len", 0),
         pin_prompt=fields.pop("pin_prompt", False),
         statistics=fields.pop("statistics", None),
+        queries=None if queries is None else lambda layer: queries[layer],
     )

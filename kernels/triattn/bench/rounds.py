@@ -20,6 +20,7 @@ import torch
 
 from triattn.config import preset
 from triattn.ops.interface import RoundBatch, StridedCache
+from triattn.ops.queries import QueryRing
 from triattn.ops.triton_rounds import TritonRounds
 from triattn.plan import RoundPlan, cdiv
 from triattn.policies import ModelShape, Policy
@@ -112,6 +113,16 @@ class Rig:
             inv_freq,
         )
 
+    def queries(self, length: int, requests: int) -> tuple[QueryRing | None, list[tuple[int, int]] | None]:
+        """The last `length` queries of every request, random, and where they are; nothing for 0."""
+        if not length:
+            return None, None
+        device = self.positions.device
+        scales = [HEAD_DIM**-0.5] * LAYERS
+        ring = QueryRing(self.shape, requests, length, 1, torch.bfloat16, scales, device, kernels=True)
+        ring.buffer.normal_()
+        return ring, [(row, length) for row in range(requests)]
+
 
 def measure(
     requests: int, budget: int, interval: int, names: list[str], bandwidth: float
@@ -140,9 +151,10 @@ def measure(
     statistic = Statistics.draw()
     for name in names:
         policy = Policy.of(preset(name))
-        rounds = TritonRounds(rig.caches, rig.positions, rig.shape, policy, statistic)
+        ring, recent = rig.queries(policy.observes, requests)
+        rounds = TritonRounds(rig.caches, rig.positions, rig.shape, policy, statistic, ring=ring)
         rounds.warm_up()
-        batch = RoundBatch.of(plans, rig.tables, range(requests))
+        batch = RoundBatch.of(plans, rig.tables, range(requests), recent)
         times = gpu_microseconds(lambda rounds=rounds, batch=batch: rounds.run(batch))
         median = statistics.median(times)
         needed = moved + (keys if policy.reads_keys else 0)
@@ -160,7 +172,7 @@ def measure(
                 "timesFloor": round(median / floor, 2),
             }
         )
-        del rounds
+        del rounds, ring
     random = next((r["microseconds"] for r in results if r["policy"] == "random"), None)
     for result in results:
         result["timesRandom"] = None if random is None else round(result["microseconds"] / random, 2)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from triattn.calibrate.errors import CalibrationError
+from triattn.config import MOST_QUERIES
 from triattn.policies import ModelShape, Policy, QueryStatistics, Round
 from triattn.policies.context import Memory
 
@@ -22,9 +23,13 @@ NAME = "triattn_replay"
 
 
 class Cache:
-    """Resident entries: keys (rotated) and values [kv_heads, R, D], positions int64 [kv_heads, R], by layer."""
+    """Resident entries: keys (rotated) and values [kv_heads, R, D], positions int64 [kv_heads, R], by layer.
+
+    Of queries, times the scale of attention, as many of the last ones as some policy may observe.
+    """
 
     def __init__(self, layers: int) -> None:
+        self.queries: list[Tensor | None] = [None] * layers
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.positions: list[Tensor | None] = [None] * layers
@@ -39,6 +44,13 @@ class Cache:
         where = where.expand(keys.shape[0], -1)
         for held, new in ((self.keys, keys), (self.values, values), (self.positions, where)):
             held[layer] = new if held[layer] is None else torch.cat([held[layer], new], dim=1)
+
+    def observe(self, layer: int, queries: Tensor) -> None:
+        """Keep the last of these queries [query_heads, n, D] and of those before them."""
+        held = self.queries[layer]
+        queries = queries[:, -MOST_QUERIES:].float()
+        joined = queries if held is None else torch.cat([held, queries], dim=1)
+        self.queries[layer] = joined[:, -MOST_QUERIES:]
 
     def round(
         self, policy: Policy, shape: ModelShape, statistics: QueryStatistics | None, **fields: Any
@@ -58,6 +70,7 @@ class Cache:
             computed=self.computed,
             statistics=statistics,
             memory=memory,
+            queries=lambda layer: self.queries[layer],
             **fields,
         )
         kept = policy.select(ctx, keep)
@@ -134,6 +147,7 @@ def replay(
 
     def step(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         cache.extend(layer, keys, values)
+        cache.observe(layer, query * scaling)
         return attend(query, cache.keys[layer], cache.values[layer], scaling)[0]
 
     results = []

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from triattn import wire
-from triattn.config import ConfigError
+from triattn.config import QUERIES, ConfigError
 from triattn.model import inv_freq
 from triattn.policies import ModelShape, Policy
 from triattn.rules import Rules
@@ -154,6 +154,7 @@ def check_policy(
     pp_size: int = 1,
     *,
     kernels: bool = False,
+    queries: int | None = None,
     known: set[Any] | None = None,
 ) -> None:
     """Refuse a policy that this engine could not carry out.
@@ -161,6 +162,7 @@ def check_policy(
     Args:
         rules: of this policy; shape: of the whole model.
         kernels: rounds run as Triton kernels, which do not have every combination of terms.
+        queries: last queries of each request that the engine keeps; None: it has no way to.
         known: what earlier calls with the same other arguments found to work; it is not looked at again.
 
     Raises:
@@ -169,6 +171,7 @@ def check_policy(
     compressing = {case.policy for case in rules.cases() if case.budget}
     for number, document in enumerate(policy.documents):
         scoring = Policy.of(document)
+        _check_queries(document.name, scoring.observes, queries)
         statistics = None
         if scoring.uses_statistics and policy.statistics is not None:
             statistics = load_statistics(policy.statistics, geometry)
@@ -193,3 +196,18 @@ def check_policy(
             if len(known) >= MOST_KNOWN:
                 known.clear()
             known.add(key)
+
+
+def _check_queries(name: str, needed: int, kept: int | None) -> None:
+    if needed <= (kept or 0):
+        return
+    if kept is None:
+        remedy = (
+            "this engine's hooks keep no queries; serve with vLLM, or use a policy without the term observed"
+        )
+    else:
+        remedy = (
+            f"policy {name!r} observes the last {needed} queries of each request, and the engine keeps {kept}: memory "
+            f"for them is set aside at start-up; restart with this policy, or with {QUERIES}={needed}"
+        )
+    raise ConfigError("terms", "observed", remedy)

@@ -11,6 +11,7 @@ from triattn import wire
 from triattn.engines import kept, observe
 from triattn.engines.policy import PolicyInForce, load_statistics, scoring_key
 from triattn.ops.interface import LayerCache, Rounds, planes
+from triattn.ops.queries import QueryRing
 from triattn.plan import RoundPlan
 from triattn.policies import ModelShape, Policy
 
@@ -28,6 +29,7 @@ class PolicyRounds:
         positions: int32 [layers, kv_heads, blocks, block_size], the logical position of each compacted entry. It
             lies by physical slot, so it needs no care when requests come, go or are preempted.
         rank: tensor-parallel rank.
+        ring: the last queries of each request, where policies may observe attention.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class PolicyRounds:
         self.shape = shape
         self.geometry = geometry
         self.rank = rank
+        self.ring: QueryRing | None = None
         self.policy: PolicyInForce | None = None
         self._rounds: list[Rounds | None] = []
         """By the number of the document that they carry out."""
@@ -99,11 +102,19 @@ class PolicyRounds:
         if not uses_kernels(self.device.type):
             from triattn.ops.torch_rounds import TorchRounds
 
-            return TorchRounds(self.caches, self.positions, self.shape, policy, statistics, self._memory)
+            return TorchRounds(
+                self.caches, self.positions, self.shape, policy, statistics, self._memory, self.ring
+            )
         from triattn.ops.triton_rounds import TritonRounds
 
         rounds = TritonRounds(
-            self.caches, self.positions, self.shape, policy, statistics, memory=self._memory
+            self.caches,
+            self.positions,
+            self.shape,
+            policy,
+            statistics,
+            memory=self._memory,
+            ring=self.ring,
         )
         # Rounds of several policies follow one another on a stream: one scratch memory does for all.
         self._scratch = rounds.workspace = self._scratch or rounds.workspace

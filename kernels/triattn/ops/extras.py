@@ -8,17 +8,29 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from triattn.ops import expected, gumbel, leverage, magnitude, moments, probe, superseded
+from triattn.ops import (
+    expected,
+    gumbel,
+    leverage,
+    magnitude,
+    moments,
+    observed,
+    probe,
+    redundancy,
+    superseded,
+)
 from triattn.policies import PolicyError
 from triattn.policies.expected import Expected
 from triattn.policies.gumbel import Gumbel
 from triattn.policies.leverage import SKETCH, Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
+from triattn.policies.observed import Observed
 from triattn.policies.probe import Probe
+from triattn.policies.redundancy import Redundancy
 from triattn.policies.superseded import Superseded
 
 
-def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any) -> None:
+def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any, recent: Tensor | None) -> None:
     """Fill the channels of a `TritonRounds`' extras for a batch, or its buffer `given`."""
     p = rounds.program
     out, channels = (b.given, 1) if p.given else (b.raw, p.channels)
@@ -60,6 +72,11 @@ def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any) -> None:
                 _probe(rounds, fields, tables, b, out, into, extra.constants)
             case Probe():
                 pass
+            case Observed():
+                assert recent is not None, "engines that keep no queries refuse this term"
+                observed.launch(rounds, fields, tables, b, out, into, extra.term, recent)
+            case Redundancy():
+                redundancy.launch(rounds, fields, tables, b, out, into)
             case Gumbel():
                 _gumbel(rounds, fields, tables, b, out, into)
             case _:

@@ -46,14 +46,17 @@ class RoundBatch:
 
     `block_tables` is int32 [rows, blocks]; `fields` int32 [requests, 9], the columns named by FIELDS: `row` is the
     request's row of `block_tables`; entries of row index ≥ `previous` have position index + E, those below have
-    theirs in the positions table, and those below `known` what terms remember of them. The host's own knowledge of the
-    batch sizes the launches: `max_resident` is the largest R, `max_evicted` the largest R − keep.
+    theirs in the positions table, and those below `known` what terms remember of them. `recent` is int32 [requests, 2]
+    where the engine keeps queries: the request's row of the ring, and how many of its last queries are there. The
+    host's own knowledge of the batch sizes the launches: `max_resident` is the largest R, `max_evicted` the largest
+    R − keep.
     """
 
     block_tables: Tensor
     fields: Tensor
     max_resident: int
     max_evicted: int
+    recent: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -79,19 +82,30 @@ class RoundBatch:
         ]
 
     @classmethod
-    def of(cls, plans: Sequence[Plan], block_tables: Tensor, rows: Sequence[int]) -> RoundBatch:
-        """Stage plans beside the block tables; request i has row `rows[i]` of them.
+    def of(
+        cls,
+        plans: Sequence[Plan],
+        block_tables: Tensor,
+        rows: Sequence[int],
+        recent: Sequence[tuple[int, int]] | None = None,
+    ) -> RoundBatch:
+        """Stage plans beside the block tables; request i has row `rows[i]` of them, and of the ring `recent[i]`.
 
         Never waits for the device: the copy goes through pinned memory there.
         """
-        host = torch.tensor(cls.rows_of(plans, rows), dtype=torch.int32).reshape(len(plans), len(FIELDS))
-        if block_tables.is_cuda:
-            host = host.pin_memory()
+
+        def staged(values: Sequence[Sequence[int]], columns: int) -> Tensor:
+            host = torch.tensor(values, dtype=torch.int32).reshape(len(plans), columns)
+            if block_tables.is_cuda:
+                host = host.pin_memory()
+            return host.to(block_tables.device, non_blocking=True)
+
         return cls(
             block_tables=block_tables,
-            fields=host.to(block_tables.device, non_blocking=True),
+            fields=staged(cls.rows_of(plans, rows), len(FIELDS)),
             max_resident=max((p.resident for p in plans), default=0),
             max_evicted=max((p.resident - p.keep for p in plans), default=0),
+            recent=None if recent is None else staged(recent, 2),
         )
 
 

@@ -17,9 +17,11 @@ from triattn.policies.keydiff import KeyDiff
 from triattn.policies.leverage import Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.norm import Norm
+from triattn.policies.observed import Observed
 from triattn.policies.probe import Probe
 from triattn.policies.random import Random, mix
 from triattn.policies.recency import Recency
+from triattn.policies.redundancy import Redundancy
 from triattn.policies.superseded import Superseded
 from triattn.policies.terms import Term, Weighted
 from triattn.policies.trig import Trig, offsets
@@ -267,9 +269,9 @@ def _kind(term: object) -> str:
             return "random"
         case Recency():
             return "recency"
-        case KeyNorm() | ValueRange() | Leverage() | Probe() | Gumbel():
+        case KeyNorm() | ValueRange() | Leverage() | Redundancy() | Probe() | Gumbel():
             return type(term).__name__.lower()
-        case ValueNorm() | Superseded() | Expected():
+        case ValueNorm() | Superseded() | Expected() | Observed():
             return str(term)
     raise PolicyError("terms", type(term).__name__, "this score term has no GPU kernel")
 

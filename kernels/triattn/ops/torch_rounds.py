@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from triattn.ops.interface import FIELDS, LayerCache, RoundBatch, planes
+from triattn.ops.queries import QueryRing
 from triattn.policies import ModelShape, Policy, QueryStatistics, Round
 from triattn.policies.context import Memory
 
@@ -41,6 +42,7 @@ class TorchRounds:
     statistics: QueryStatistics | None = None
     memory: Tensor | None = None
     """float32 [planes or more, *positions.shape]: what terms remember of entries; made here where it is not given."""
+    ring: QueryRing | None = None
 
     def __post_init__(self) -> None:
         policy = self.policy.with_statistics(self.statistics)
@@ -62,10 +64,11 @@ class TorchRounds:
 
     def run(self, batch: RoundBatch) -> None:
         """See Rounds. Reads the batch on the host."""
-        for values in batch.fields.tolist():
+        recents = batch.recent.tolist() if batch.recent is not None else [None] * batch.size
+        for values, recent in zip(batch.fields.tolist(), recents, strict=True):
             fields = dict(zip(FIELDS, values, strict=True))
             if fields["keep"] < fields["resident"]:
-                self._compact(fields, batch.block_tables[fields["row"]])
+                self._compact(fields, batch.block_tables[fields["row"]], recent)
 
     def copy_blocks(self, pairs: Tensor) -> None:
         """See Rounds."""
@@ -75,7 +78,9 @@ class TorchRounds:
         self.positions[:, :, destination] = self.positions[:, :, source]
         self.memory[: self.planes, :, :, destination] = self.memory[: self.planes, :, :, source]
 
-    def select(self, fields: dict[str, int], table: Tensor) -> tuple[Tensor, Tensor]:
+    def select(
+        self, fields: dict[str, int], table: Tensor, recent: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Kept entries, bool, and positions, int64, of one request: [layers, kv_heads, resident] each."""
         blocks, offsets = self._slots(fields, table)
         index = torch.arange(fields["resident"], device=blocks.device)
@@ -85,26 +90,32 @@ class TorchRounds:
         memory = Memory(
             fields["known"], lambda term, layer: self.memory[terms.index(term), layer][:, blocks, offsets]
         )
+        ring, computed = self.ring, fields["computed"]
+        queries = None
+        if ring is not None and recent is not None:
+            row, count = recent
+            queries = lru_cache(maxsize=1)(lambda layer: ring.read(layer, row, computed, count))
         ctx = Round(
             model=self.shape,
             # Each term of a layer asks for its keys again.
             keys=lru_cache(maxsize=1)(lambda layer: self._entries("k", layer, blocks, offsets)),
             values=lru_cache(maxsize=1)(lambda layer: self._entries("v", layer, blocks, offsets)),
             positions=positions,
-            computed=fields["computed"],
+            computed=computed,
             prompt_len=fields["prompt_len"],
             pin_prompt=bool(fields["pin_prompt"]),
             statistics=self.statistics,
             memory=memory,
+            queries=queries,
         )
         kept = self.policy.select(ctx, fields["keep"])
         for (term, layer), values in memory.found.items():
             self.memory[terms.index(term), layer][:, blocks, offsets] = values
         return kept, positions
 
-    def _compact(self, fields: dict[str, int], table: Tensor) -> None:
+    def _compact(self, fields: dict[str, int], table: Tensor, recent: Sequence[int] | None) -> None:
         keep = fields["keep"]
-        kept, positions = self.select(fields, table)
+        kept, positions = self.select(fields, table, recent)
         blocks, offsets = self._slots(fields, table)
         (layers, heads, source), destination = moves(kept, keep)
         first = 0

@@ -2,7 +2,8 @@
 
 Launches of a round, in order (those that the policy does not need are left out):
 
-    extras      terms with kernels of their own (knorm, vnorm, vrange, superseded, probe, expected, leverage, gumbel)
+    extras      terms with kernels of their own (knorm, vnorm, vrange, superseded, probe, expected, leverage,
+                observed, redundancy, gumbel)
     anchor      partial sums of unit keys (keydiff)
     prepare     the vectors that keys are multiplied by, at this round's time
     score       raw scores, K read once, and the moments that z-scores need
@@ -27,6 +28,7 @@ from triattn.ops import (
     compact,
     copy_blocks,
     leverage,
+    observed,
     prepare,
     promote,
     row,
@@ -37,10 +39,13 @@ from triattn.ops.extras import launch_extras, launch_moments
 from triattn.ops.interface import FIELDS, LayerCache, RoundBatch, planes
 from triattn.ops.layer_groups import KEY_TYPES, MOVE_TYPES, LayerGroup, group_layers, scales_of
 from triattn.ops.program import compile_policy, split_matrix
+from triattn.ops.queries import QueryRing
 from triattn.ops.workspace import Workspace, round_up
 from triattn.policies import ModelShape, Policy, PolicyError, QueryStatistics
 from triattn.policies.expected import Expected
 from triattn.policies.leverage import Leverage
+from triattn.policies.observed import Observed
+from triattn.policies.redundancy import Redundancy
 
 CHUNKS = 16
 """Most chunks that a row is cut into: whoever combines their sums reads them at once."""
@@ -62,6 +67,9 @@ class Tuning:
     expected_warps: int = 8
     leverage_tile: int = 64
     leverage_warps: int = 8
+    observed_warps: int = 8
+    redundancy_tile: int = 64
+    redundancy_warps: int = 4
     aggregate_tile: int = 128
     aggregate_rows: int = 8
     aggregate_warps: int = 4
@@ -100,6 +108,10 @@ class Buffers:
     logits: Tensor
     masses: Tensor
     inverses: Tensor
+    observed: Tensor
+    paid: Tensor
+    alike: Tensor
+    latest: Tensor
 
 
 class TritonRounds:
@@ -107,6 +119,8 @@ class TritonRounds:
 
     `max_resident` is the longest row a round can meet, in tokens, where it is known. Scratch memory is
     `workspace_bytes`; a batch that needs more is done in parts, and one request that needs more enlarges it.
+
+    `ring` holds the queries that the term `observed` looks at.
 
     Raises:
         PolicyError: the policy, or a cache, has no kernel.
@@ -124,6 +138,7 @@ class TritonRounds:
         max_resident: int | None = None,
         workspace_bytes: int = 256 << 20,
         tuning: Tuning | None = None,
+        ring: QueryRing | None = None,
     ) -> None:
         if positions.dtype != torch.int32 or not positions.is_contiguous():
             raise ValueError(f"positions must be contiguous int32, not {positions.dtype}")
@@ -133,6 +148,7 @@ class TritonRounds:
         self.remembered = policy.remembered
         self.memory = planes(positions, self.planes) if memory is None else memory
         self.max_resident = max_resident
+        self.ring = ring
         self.tuning = tuning or Tuning()
         self.program = p = compile_policy(policy, shape, statistics, self.device)
         self.groups = group_layers(caches, self.device)
@@ -173,6 +189,20 @@ class TritonRounds:
             raise PolicyError("kv_cache_dtype", "float32 and others", "layers must have one cache dtype")
         self._expects = any(isinstance(e.term, Expected) for e in p.extras)
         self._leverage = any(isinstance(e.term, Leverage) for e in p.extras)
+        self._redundancy = any(isinstance(e.term, Redundancy) for e in p.extras)
+        # Softmax denominators of a row and chunk: of each observed query, and of each head or of the whole group.
+        self._observed = max(
+            (
+                observed.window_columns(e.term.window) * (1 if e.term.group == "max" else shape.group)
+                for e in p.extras
+                if isinstance(e.term, Observed)
+            ),
+            default=0,
+        )
+        if self._observed and (ring is None or ring.length < policy.observes):
+            raise PolicyError(
+                "terms", "observed", f"no ring that holds {policy.observes} queries of a request"
+            )
         self._spreads = split_matrix(
             p.spread if p.norm else p.spread[:, :, :0],
             shape.kv_heads,
@@ -202,7 +232,7 @@ class TritonRounds:
         blocks = self.tuning.row_blocks
         for shorter, length in zip((0, *blocks), (*blocks, blocks[-1] + 1), strict=True):
             if self.max_resident is None or self.max_resident > shorter:
-                self.run(RoundBatch(tables, fields, max_resident=length, max_evicted=1))
+                self.run(RoundBatch(tables, fields, length, 1, fields[:, :2]))
         self.copy_blocks(torch.full((1, 2), -1, dtype=torch.int32, device=self.device))
 
     def run(self, batch: RoundBatch) -> None:
@@ -211,8 +241,10 @@ class TritonRounds:
             return
         buffers = self._divide(batch.max_resident, batch.max_evicted)
         for first in range(0, batch.size, buffers.requests):
-            fields = batch.fields[first : first + buffers.requests]
-            self._run(fields, batch.block_tables, buffers, batch.max_resident, batch.max_evicted)
+            part = slice(first, first + buffers.requests)
+            fields = batch.fields[part]
+            recent = None if batch.recent is None else batch.recent[part].contiguous()
+            self._run(fields, batch.block_tables, buffers, batch.max_resident, batch.max_evicted, recent)
 
     def copy_blocks(self, pairs: Tensor) -> None:
         """See Rounds."""
@@ -256,6 +288,10 @@ class TritonRounds:
             (rows * self.shape.group * stride * self._expects, torch.float32),
             (rows * self.shape.group * 2 * anchor_cut[0] * self._expects, torch.float32),
             (rows * (leverage.SIZE + 1) * leverage.SIZE * self._leverage, torch.float32),
+            (rows * anchor_cut[0] * 2 * self._observed, torch.float32),
+            (rows * stride * (self._observed > 0), torch.float32),
+            (rows * 3 * stride * self._redundancy, torch.float32),
+            (rows * stride * self._redundancy, torch.int32),
         )
         return Buffers(requests, stride, score_cut, anchor_cut, move_stride, *parts)
 
@@ -269,11 +305,19 @@ class TritonRounds:
     def _noise_only(self, max_resident: int) -> bool:
         return self.program.noise_only and not self._long(max_resident)
 
-    def _run(self, fields: Tensor, tables: Tensor, b: Buffers, max_resident: int, max_evicted: int) -> None:
+    def _run(
+        self,
+        fields: Tensor,
+        tables: Tensor,
+        b: Buffers,
+        max_resident: int,
+        max_evicted: int,
+        recent: Tensor | None,
+    ) -> None:
         long = self._long(max_resident)
         if not self._noise_only(max_resident):
             if self.program.extras:
-                launch_extras(self, fields, tables, b)
+                launch_extras(self, fields, tables, b, recent)
             if self.program.keydiff:
                 for group in self.groups:
                     self._anchor(group, fields, tables, b)
@@ -550,6 +594,11 @@ class TritonRounds:
             "BLOCK_SIZE": self._head["BLOCK_SIZE"],
             **self._bands,
         }
+
+    def plain_of(self, group: LayerGroup) -> dict[str, object]:
+        """The same for kernels that read whole keys or values, not frequency bands of them."""
+        read = self.read_of(group)
+        return {name: value for name, value in read.items() if name not in (*self._bands,)}
 
 
 def _cut(length: int, tile: int, tiles: int) -> tuple[int, int]:

@@ -127,7 +127,9 @@ class Round:
 
     `keys(layer)` and `values(layer)` give float32 [kv_heads, N, head_dim] in row order, keys as cached (post-rotary,
     dequantised); `layer` is local. `positions` is int64 [layers, kv_heads, N], logical. `computed` is C, the
-    position that the next token will have.
+    position that the next token will have. `queries(layer)`, where the engine keeps them, gives those of the last n
+    positions up to C, oldest first, for some n > 0: float32 [query_heads, n, head_dim], rotated, times the scale of
+    attention.
     """
 
     model: ModelShape
@@ -139,3 +141,4 @@ class Round:
     pin_prompt: bool
     statistics: QueryStatistics | None = None
     memory: Memory | None = None
+    queries: Callable[[int], Tensor] | None = None

@@ -12,6 +12,7 @@ from triattn import wire
 from triattn.policies.context import ModelShape, QueryStatistics, Round
 from triattn.policies.errors import PolicyError
 from triattn.policies.expected import Expected
+from triattn.policies.observed import Observed
 from triattn.policies.probe import Probe
 from triattn.policies.quotas import ONE, free_places, promote, segment_of
 from triattn.policies.select import keep_highest
@@ -122,6 +123,11 @@ class Policy:
     def reads_keys(self) -> bool:
         """Whether some term reads keys or values; if not, layers and heads of one choice score alike."""
         return any(t.reads_keys for t in self.all_terms)
+
+    @property
+    def observes(self) -> int:
+        """Most recent queries of a request that some term looks at; 0: none."""
+        return max((t.window for t in self.all_terms if isinstance(t, Observed)), default=0)
 
     @property
     def per_query_head(self) -> bool:

@@ -17,9 +17,11 @@ from triattn.policies.keydiff import KeyDiff
 from triattn.policies.leverage import Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.norm import Norm
+from triattn.policies.observed import Observed
 from triattn.policies.probe import Probe
 from triattn.policies.random import Random
 from triattn.policies.recency import Recency
+from triattn.policies.redundancy import Redundancy
 from triattn.policies.superseded import Superseded
 from triattn.policies.trig import Trig
 
@@ -82,6 +84,10 @@ def _term(item: object, document: wire.PolicyDocument) -> Term:
             return Leverage(document.seed)
         case wire.ProbeTerm():
             return Probe()
+        case wire.ObservedTerm():
+            return Observed(item.window, item.reach, item.group)
+        case wire.RedundancyTerm():
+            return Redundancy()
         case wire.GumbelTerm():
             return Gumbel(document.seed, document.selection)
     raise PolicyError("terms", type(item).__name__, "this version has no such score term")

@@ -1,13 +1,13 @@
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { ConfigError, preset } from "@triattn/control";
+import { ConfigError, parseRules, preset } from "@triattn/control";
 import { expect, test } from "vitest";
 import { version, writeDistInfo } from "../src/package.ts";
 import { backendOf } from "../src/serve/backends.ts";
 import { engineVariables, withVariables } from "../src/serve/environment.ts";
 import { readEngineFlags, urlOf } from "../src/serve/flags.ts";
 import { quote, toJson } from "../src/serve/output.ts";
-import { resolvePolicy } from "../src/serve/policy.ts";
+import { checkObserved, resolvePolicy } from "../src/serve/policy.ts";
 import { root, TemporaryDirectory } from "./helpers.ts";
 
 const model = "nobody/nothing";
@@ -145,6 +145,31 @@ test("the engine's environment", () => {
   const allowed = engineVariables({ plugin: "/p", policy, statistics: "/s" }, { VLLM_PLUGINS: "triattn" });
   expect(allowed).toMatchObject({ PYTHONPATH: "/p", TRIATTN_STATS: "/s" });
   expect(allowed).not.toHaveProperty("VLLM_PLUGINS");
+});
+
+test("queries that rules' policies observe are set aside while the engine starts", () => {
+  const rules = parseRules([{ name: "r", match: { tags: ["a"] }, policy: "rkv" }], preset("snapkv"));
+  const variable = (asked?: string) =>
+    engineVariables(
+      { plugin: "/p", policy: preset("keydiff"), rules, statistics: null },
+      asked === undefined ? {} : { TRIATTN_OBSERVED_QUERIES: asked },
+    ).TRIATTN_OBSERVED_QUERIES;
+  expect(variable()).toBe("8");
+  expect(variable("4")).toBe("8");
+  expect(variable("32")).toBeUndefined();
+  const without = engineVariables({ plugin: "/p", policy: preset("snapkv"), statistics: null }, {});
+  expect(without).not.toHaveProperty("TRIATTN_OBSERVED_QUERIES");
+});
+
+test("a policy that observes attention is refused where the engine's hooks keep no queries", () => {
+  const rules = parseRules([{ name: "r", match: { tags: ["a"] }, policy: "rkv" }], preset("keydiff"));
+  const check = (backend: "vllm" | "sglang") =>
+    checkObserved({ policy: preset("keydiff"), rules }, backendOf(backend));
+  expect(() => check("vllm")).not.toThrow();
+  expect(() => check("sglang")).toThrow(
+    "policy = rkv: its term observed needs recent queries, which triattn keeps in vLLM but not in SGLang",
+  );
+  expect(() => checkObserved({ policy: preset("keydiff"), rules: [] }, backendOf("sglang"))).not.toThrow();
 });
 
 test("the entry point is written once, and an older version's taken away", () => {

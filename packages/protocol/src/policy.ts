@@ -123,6 +123,44 @@ export const ProbeTerm = z.strictObject({ kind: z.literal("probe"), weight }).me
     "statistics with a probe.",
 });
 
+export const ObservedTerm = z
+  .strictObject({
+    kind: z.literal("observed"),
+    weight,
+    window: z
+      .int()
+      .min(1)
+      .max(64)
+      .default(32)
+      .describe("Queries that are observed: those of the most recent tokens, or as many as there are."),
+    reach: z
+      .int()
+      .min(0)
+      .max(32)
+      .default(3)
+      .describe("A token gets the largest attention of those at most so many positions away; 3: of seven."),
+    group: z
+      .enum(["mean", "max"])
+      .default("mean")
+      .describe(
+        "mean: of each query head's softmax over all resident tokens (SnapKV). max: softmax of the group's largest " +
+          "logits, over the tokens before the window (R-KV).",
+      ),
+  })
+  .meta({
+    id: "ObservedTerm",
+    description:
+      "Attention that the most recent queries pay (arXiv 2404.14469). The engine keeps those queries: memory for " +
+      "every request that may run, set aside at start-up.",
+  });
+
+export const RedundancyTerm = z.strictObject({ kind: z.literal("redundancy"), weight }).meta({
+  id: "RedundancyTerm",
+  description:
+    "Negative softmax of a key's mean cosine to all others; of tokens alike by more than 0.5 the latest is spared " +
+    "(arXiv 2505.24133).",
+});
+
 export const GumbelTerm = z.strictObject({ kind: z.literal("gumbel"), weight }).meta({
   id: "GumbelTerm",
   description:
@@ -144,6 +182,8 @@ export const ScoreTerm = z
     ExpectedTerm,
     LeverageTerm,
     ProbeTerm,
+    ObservedTerm,
+    RedundancyTerm,
     GumbelTerm,
   ])
   .meta({ id: "ScoreTerm" });
@@ -161,6 +201,12 @@ export function readsCovariance({ kind }: { readonly kind: string }): boolean {
 /** Whether a term scores with what calibration learned of keys, which statistics before format 4 do not have. */
 export function readsProbe({ kind }: { readonly kind: string }): boolean {
   return kind === "probe";
+}
+
+/** Most recent queries of a request that a policy looks at; an engine must keep as many. */
+export function queriesObserved({ terms, reserve }: Pick<PolicyDocument, "terms" | "reserve">): number {
+  const all = [...terms, ...(reserve?.terms ?? [])];
+  return Math.max(0, ...all.map((term) => (term.kind === "observed" ? term.window : 0)));
 }
 
 const share = z.number().min(0).max(1);

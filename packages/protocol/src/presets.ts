@@ -82,6 +82,28 @@ export const presets = {
     normalize: "none",
     selection: "per_layer_per_head",
   },
+  /**
+   * SnapKV, arXiv 2404.14469, at every round rather than once after the prompt: attention of the last 32 queries, the
+   * largest among 7 neighbours (the paper's settings on LongBench), mean over the query heads of a KV head as in kvpress.
+   */
+  snapkv: {
+    name: "snapkv",
+    terms: [{ kind: "observed", window: 32, reach: 3 }],
+    normalize: "none",
+    selection: "per_layer_per_head",
+    pin: { window: 32 },
+  },
+  /** R-KV, arXiv 2505.24133: λ = 0.1 of the attention of the last 8 queries, less 0.9 of the redundancy of keys. */
+  rkv: {
+    name: "rkv",
+    terms: [
+      { kind: "observed", weight: 0.1, window: 8, reach: 3, group: "max" },
+      { kind: "redundancy", weight: 0.9 },
+    ],
+    normalize: "none",
+    selection: "per_layer_per_head",
+    pin: { window: 8 },
+  },
   /** What a later token repeats goes first: keys compared with their rotation undone. triattn's own. */
   superseded: {
     name: "superseded",

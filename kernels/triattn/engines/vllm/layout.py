@@ -15,6 +15,13 @@ from triattn.config import ConfigError
 from triattn.ops.interface import IndexedCache, LayerCache, StridedCache
 
 
+def layer_names(group: Any) -> list[str]:
+    """A KV cache group's layers in the order of the model."""
+    from vllm.model_executor.models.utils import extract_layer_index
+
+    return sorted(group.layer_names, key=extract_layer_index)
+
+
 def layer_caches(runner: Any, group: Any) -> tuple[list[int], list[LayerCache]]:
     """Global layer indices of a KV cache group on this rank, ascending, and their caches.
 
@@ -24,7 +31,7 @@ def layer_caches(runner: Any, group: Any) -> tuple[list[int], list[LayerCache]]:
     from vllm.model_executor.models.utils import extract_layer_index
 
     context = runner.compilation_config.static_forward_context
-    names = sorted(group.layer_names, key=extract_layer_index)
+    names = layer_names(group)
     spec = group.kv_cache_spec
     return [extract_layer_index(n) for n in names], [_layer_cache(context[n], n, spec) for n in names]
 

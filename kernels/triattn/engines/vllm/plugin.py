@@ -109,11 +109,12 @@ def _available_memory(original: Callable[..., Any]) -> Callable[..., Any]:
     def available(self: Any, *args: Any, **kwargs: Any) -> int:
         memory = original(self, *args, **kwargs)
         config = self.vllm_config
-        if settings_of(config) is None or config.cache_config.kv_cache_memory_bytes is not None:
+        settings = settings_of(config)
+        if settings is None or config.cache_config.kv_cache_memory_bytes is not None:
             return memory
-        from triattn.engines.vllm.startup import without_positions
+        from triattn.engines.vllm.startup import without_positions, without_queries
 
-        return without_positions(memory, config)
+        return without_positions(without_queries(memory, config, settings.queries), config)
 
     return available
 

@@ -13,6 +13,7 @@ import torch
 
 from triattn.config import ConfigError
 from triattn.engines.vllm import probe
+from triattn.engines.vllm.query_ring import RingRows, places
 from triattn.engines.vllm.worker import RankRounds, StagedRound, build_rounds
 from triattn.plan import RoundPlan, cdiv
 
@@ -35,8 +36,12 @@ class RunnerV1:
                 self.block_size,
                 f"the attention backend works in blocks of {table.block_size} tokens; set --block-size to that",
             )
-        self._shift: torch.Tensor | None = None
+        self.ring_rows = RingRows(runner.max_num_reqs)
+        self._placed = 0
+        """Tokens of the last step whose places in the ring are set."""
         self._install()
+        if self.rounds.ring is not None:
+            self._install_ring()
 
     def _install(self) -> None:
         runner = self.runner
@@ -60,8 +65,52 @@ class RunnerV1:
         runner.execute_model, runner._prepare_inputs = execute, prepare
         runner.sample_tokens = sample
 
+    def _install_ring(self) -> None:
+        """Keep queries of real steps, and none of dummy ones."""
+        runner = self.runner
+        prepare_inputs, dummy_run = runner._prepare_inputs, runner._dummy_run
+
+        def prepare(
+            scheduler_output: Any, num_scheduled_tokens: np.ndarray, *args: Any, **kwargs: Any
+        ) -> Any:
+            result = prepare_inputs(scheduler_output, num_scheduled_tokens, *args, **kwargs)
+            self._place_queries(num_scheduled_tokens)
+            return result
+
+        def dummy(*args: Any, **kwargs: Any) -> Any:
+            self.rounds.ring.nothing()
+            self._placed = 0
+            return dummy_run(*args, **kwargs)
+
+        runner._prepare_inputs, runner._dummy_run = prepare, dummy
+
+    def _place_queries(self, scheduled: np.ndarray) -> None:
+        ring, batch = self.rounds.ring, self.runner.input_batch
+        requests = batch.num_reqs
+        rows = np.fromiter((self.ring_rows.row(r) for r in batch.req_ids[:requests]), np.int64, requests)
+        computed = batch.num_computed_tokens_cpu[:requests].astype(np.int64)
+        found = places(rows, computed, np.asarray(scheduled[:requests], np.int64), ring.length)
+        # Tokens of a graph beyond those of the step are padding.
+        slots = np.full(max(len(found), self._placed), -1, np.int32)
+        slots[: len(found)] = found
+        ring.slots[: len(slots)].copy_(self.rounds.stage(slots), non_blocking=True)
+        self._placed = len(found)
+
+    def _follow_rows(self, scheduler_output: Any) -> None:
+        """Rows of the ring come and go with blocks."""
+        rows, cached = self.ring_rows, scheduler_output.scheduled_cached_reqs
+        for request_id in (*scheduler_output.finished_req_ids, *(scheduler_output.preempted_req_ids or ())):
+            rows.end(request_id)
+        for new in scheduler_output.scheduled_new_reqs:
+            rows.begin(new.req_id, new.num_computed_tokens)
+        for request_id, computed in zip(cached.req_ids, cached.num_computed_tokens, strict=True):
+            if request_id in cached.resumed_req_ids:
+                rows.begin(request_id, computed)
+
     def begin_step(self, scheduler_output: Any) -> None:
         """Forget requests that lost their blocks; run the step's rounds."""
+        if self.rounds.ring is not None:
+            self._follow_rows(scheduler_output)
         evicted = self.evicted
         for request_id in scheduler_output.finished_req_ids:
             evicted.pop(request_id, None)
@@ -84,7 +133,9 @@ class RunnerV1:
         block_ids = self.runner.requests[plan.request_id].block_ids[GROUP]
         for index, _, destination in plan.copies:
             block_ids[index] = destination
-        return StagedRound(plan, block_ids[: cdiv(plan.resident, self.block_size)])
+        ring = self.rounds.ring
+        recent = None if ring is None else self.ring_rows.recent(plan.request_id, plan.computed, ring.length)
+        return StagedRound(plan, block_ids[: cdiv(plan.resident, self.block_size)], recent=recent)
 
     def _truncate(self, plan: RoundPlan) -> None:
         batch = self.runner.input_batch

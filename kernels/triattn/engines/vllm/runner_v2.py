@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from triattn.config import ConfigError
+from triattn.engines.vllm.query_ring import queries_there
 from triattn.engines.vllm.worker import RankRounds, StagedRound, build_rounds
 from triattn.ops.shift import shift_slots_and_lengths
 from triattn.plan import RoundPlan, cdiv
@@ -39,6 +40,8 @@ class RunnerV2:
         self.evicted = np.zeros(rows, np.int32)
         """E by state row, on the host."""
         self.evicted_gpu = torch.zeros(rows, dtype=torch.int32, device=self.device)
+        self.first = np.zeros(rows, np.int32)
+        """First computed position by state row, on the host: where a request's queries in the ring begin."""
         self.kv_seq_lens = torch.zeros_like(runner.input_buffers.seq_lens)
         self._stale = False
         self._real_step = False
@@ -74,6 +77,15 @@ class RunnerV2:
                 outbox.attach(output)
             return output
 
+        if self.rounds.ring is not None:
+            dummy_run = runner._dummy_run
+
+            def dummy(*args: Any, **kwargs: Any) -> Any:
+                # Some skip attention's metadata, and with it `physical`.
+                self.rounds.ring.nothing()
+                return dummy_run(*args, **kwargs)
+
+            runner._dummy_run = dummy
         runner.add_requests, runner.update_requests, runner.prepare_attn = add, update, prepare
         runner.sample_tokens = sample
         model_state.prepare_attn = prepare_model
@@ -82,6 +94,7 @@ class RunnerV2:
         rows = self.runner.req_states.req_id_to_index
         for new in scheduler_output.scheduled_new_reqs:
             row = rows[new.req_id]
+            self.first[row] = new.num_computed_tokens
             if self.evicted[row]:
                 self.evicted[row] = 0
                 self._stale = True
@@ -96,7 +109,7 @@ class RunnerV2:
             plans = [plan for plan in step.rounds if plan.request_id in rows]
             self._redirect(plans)
             tables = self.runner.block_tables.block_tables[GROUP].gpu
-            staged = [StagedRound(plan, row=rows[plan.request_id]) for plan in plans]
+            staged = [self._stage(plan, rows[plan.request_id]) for plan in plans]
             self.rounds.run(staged, tables, step=step.step, watched=step.watched)
             counts = self.runner.block_tables.num_blocks.np
             for plan in plans:
@@ -107,6 +120,13 @@ class RunnerV2:
         if self._stale:
             self._stale = False
             self.evicted_gpu.copy_(self.rounds.stage(self.evicted), non_blocking=True)
+
+    def _stage(self, plan: RoundPlan, row: int) -> StagedRound:
+        ring = self.rounds.ring
+        if ring is None:
+            return StagedRound(plan, row=row)
+        count = queries_there(plan.computed, int(self.first[row]), ring.length)
+        return StagedRound(plan, row=row, recent=(row, count))
 
     def _redirect(self, plans: list[RoundPlan]) -> None:
         """Point table entries at private copies. Not a staged write: those have room for one per row."""
@@ -121,6 +141,10 @@ class RunnerV2:
     def shift(self, input_batch: Any, slot_mappings: torch.Tensor) -> None:
         """Real steps: slots of the compressed group and attention lengths lose E, in one launch."""
         lengths = self.runner.input_buffers.seq_lens
+        if self.rounds.ring is not None:
+            self.rounds.ring.place(
+                input_batch.positions, input_batch.query_start_loc, input_batch.idx_mapping
+            )
         self._real_step = True
         self._shifted = bool(self.evicted[input_batch.idx_mapping_np].any())
         if not self._shifted:
@@ -147,6 +171,8 @@ class RunnerV2:
         if not real:
             # Capture and dummy runs fill the logical buffer only.
             self.kv_seq_lens.copy_(lengths)
+            if self.rounds.ring is not None:
+                self.rounds.ring.nothing()
         batch = copy.copy(input_batch)
         batch.seq_lens = self.kv_seq_lens[: input_batch.seq_lens.shape[0]]
         if real and self._shifted:

@@ -56,6 +56,7 @@ class SchedulerHooks:
         self.pool = manager.block_pool
         self.usable_blocks = self.pool.num_gpu_blocks - 1
         self.totals = Totals()
+        self.queries = settings.queries
         self.link: EngineLink | None = None
         self._to_ship: PolicyInForce | None = None
         self._next_report = self._next_requests = self._next_picture = 0.0
@@ -116,6 +117,7 @@ class SchedulerHooks:
             tp_size=parallel.tensor_parallel_size,
             pp_size=parallel.pipeline_parallel_size,
             kernels=uses_kernels(self.config.device_config.device_type),
+            queries=self.queries,
             known=self._known_good,
         )
         check_room(

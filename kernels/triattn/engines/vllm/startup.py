@@ -79,3 +79,25 @@ def without_positions(memory: int, vllm_config: Any) -> int:
     dtype = model.dtype if cache.cache_dtype == "auto" else STR_DTYPE_TO_TORCH_DTYPE[cache.cache_dtype]
     entry = 2 * model.get_head_size() * dtype.itemsize
     return memory * entry // (entry + 4)
+
+
+def without_queries(memory: int, vllm_config: Any, length: int) -> int:
+    """Bytes left beside the last ``length`` queries of every request that may run.
+
+    Raises:
+        ConfigError: nothing is.
+    """
+    if not length:
+        return memory
+    from triattn.engines.vllm.query_ring import ring_bytes
+
+    needed = ring_bytes(vllm_config, length)
+    if needed >= memory:
+        raise ConfigError(
+            "max_num_seqs",
+            vllm_config.scheduler_config.max_num_seqs,
+            f"the last {length} queries of as many requests, which the policy observes, take "
+            f"{needed / 2**30:.1f} GiB of the {memory / 2**30:.1f} that are free; lower --max-num-seqs, or use a "
+            "policy without the term observed",
+        )
+    return memory - needed

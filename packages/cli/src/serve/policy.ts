@@ -15,11 +15,13 @@ import {
   type PolicyDocument,
   type PolicyInput,
   type PresetName,
+  queriesObserved,
   type Rule,
   readsCovariance,
   readsProbe,
   readsStatistics,
 } from "@triattn/protocol";
+import type { Backend } from "./backends.ts";
 
 export interface PolicyOptions {
   readonly model: string;
@@ -213,7 +215,7 @@ export function resolvePolicy(
 }
 
 /** The policies of rules, which `parseRules` has written out. */
-function policiesOf(rules: readonly Rule[]): PolicyDocument[] {
+export function policiesOf(rules: readonly Rule[]): PolicyDocument[] {
   return rules.flatMap(({ policy }) => (policy === undefined ? [] : [policy as PolicyDocument]));
 }
 
@@ -240,5 +242,17 @@ export function checkBudgetOf(
   if (budget > 0 && budget < least) {
     const parts = `${pin.sinks} sinks + a window of ${pin.window} + one block of ${blockSize} tokens`;
     throw new ConfigError(field, budget, `at least ${least} (${parts}), or 0 to never compress`);
+  }
+}
+
+/** Throws ConfigError for a policy that observes attention on an engine whose hooks keep no queries. */
+export function checkObserved(
+  { policy, rules }: { policy: PolicyDocument; rules: readonly Rule[] },
+  { label, keepsQueries }: Pick<Backend, "label" | "keepsQueries">,
+): void {
+  const found = keepsQueries ? undefined : [policy, ...policiesOf(rules)].find(queriesObserved);
+  if (found !== undefined) {
+    const remedy = `its term observed needs recent queries, which triattn keeps in vLLM but not in ${label}; serve with --backend vllm, or use a policy without that term`;
+    throw new ConfigError("policy", found.name, remedy);
   }
 }

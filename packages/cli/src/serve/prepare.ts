@@ -10,7 +10,7 @@ import { builtDashboard, type DashboardOptions, readDashboard } from "./dashboar
 import { engineVariables } from "./environment.ts";
 import { type EngineFlags, readEngineFlags, urlOf } from "./flags.ts";
 import { type LinkOptions, type LinkPlan, readLink } from "./link.ts";
-import { checkBudget, checkBudgetOf, type ResolvedPolicy, resolvePolicy } from "./policy.ts";
+import { checkBudget, checkBudgetOf, checkObserved, type ResolvedPolicy, resolvePolicy } from "./policy.ts";
 import { checkPort, freePort } from "./port.ts";
 import { type EngineEnvironment, findEngine } from "./python.ts";
 
@@ -115,6 +115,7 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
     }
   }
   checkBudget(resolved, block);
+  checkObserved(resolved, kind);
   await checkDisk();
   const flags = given.port === 0 ? { ...given, port: await freePort() } : given;
   await checkPort(flags);
@@ -138,7 +139,7 @@ export async function prepare(options: ServeOptions): Promise<ServePlan> {
       ...(engine.command.at(-1) === "serve" ? [options.model] : [kind.modelFlag, options.model]),
       ...withPort(options.engineFlags ?? [], given.port === 0 ? flags.port : undefined),
     ],
-    variables: engineVariables({ plugin, policy, statistics }, environment, kind),
+    variables: engineVariables({ plugin, policy, rules: resolved.rules, statistics }, environment, kind),
     environment,
     url: urlOf(flags),
     graceMs: options.graceMs ?? GRACE_MS + flags.shutdownSeconds * 1000,

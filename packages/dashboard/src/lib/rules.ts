@@ -10,6 +10,8 @@ export const PRESETS: Readonly<Partial<Record<PresetName, string>>> = {
   "expected-attention": "keys that the next queries are expected to attend to, times the value's length",
   knorm: "short keys",
   leverage: "keys that no combination of the others stands in for",
+  snapkv: "keys that the last 32 queries attend to",
+  rkv: "a little of what the last 8 queries attend to, less keys like many others",
   superseded: "what no later token repeats",
   vase: "values of the largest range, the rest at random",
   "triattention-redundancy": "triattention, less what later values repeat",
