@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from types import SimpleNamespace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -80,6 +82,16 @@ class ModelShape:
         """Query heads per KV head."""
         return self.query_heads // self.kv_heads
 
+    @cached_property
+    def folded(self) -> ModelShape:
+        """All layers' heads as those of one layer: head h of layer l is number l * heads + h."""
+        return replace(
+            self,
+            layer_ids=(0,),
+            kv_head_ids=tuple(range(self.layers * self.kv_heads)),
+            query_head_ids=tuple(range(self.layers * self.query_heads)),
+        )
+
     def turns_back(self, positions: Tensor) -> Tensor:
         """e^(−i p ω), complex64 [..., F], at positions int64 [...]. Those of short contexts are looked up."""
         if positions.device.type != "cpu" or positions.numel() == 0:
@@ -120,6 +132,26 @@ class Memory:
     stored: Callable[[Any, int], Tensor]
     found: dict[tuple[Any, int], Tensor] = field(default_factory=dict)
 
+    def folded(self, layers: int) -> Memory:
+        """The same with all layers' heads as those of one layer."""
+        return Memory(
+            self.known,
+            lambda term, _: torch.cat([self.stored(term, layer) for layer in range(layers)]),
+            _ByLayer(self.found, layers),
+        )
+
+
+class _ByLayer(dict[tuple[Any, int], Tensor]):
+    """What is found of all layers as of one goes to `found` of each."""
+
+    def __init__(self, found: dict[tuple[Any, int], Tensor], layers: int) -> None:
+        super().__init__()
+        self._found, self._layers = found, layers
+
+    def __setitem__(self, key: tuple[Any, int], values: Tensor) -> None:
+        for layer, part in enumerate(values.chunk(self._layers)):
+            self._found[key[0], layer] = part
+
 
 @dataclass(frozen=True)
 class Round:
@@ -142,3 +174,42 @@ class Round:
     statistics: QueryStatistics | None = None
     memory: Memory | None = None
     queries: Callable[[int], Tensor] | None = None
+    unfolded: Round | None = None
+    """What this round is `folded` of."""
+
+    @cached_property
+    def scores(self) -> dict[tuple[object, int], Tensor]:
+        """What terms made of a layer of this round, by term and layer: a policy and its reserve may share some."""
+        return {}
+
+    @cached_property
+    def folded(self) -> Round:
+        """The same round with all layers' heads as those of one layer: terms score them in one go.
+
+        It is for terms that do not ask which layer and head they score.
+        """
+        layers, stats = range(self.model.layers), self.statistics
+
+        def joined(of: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+            return lru_cache(maxsize=1)(lambda _: torch.cat([of(layer) for layer in layers]))
+
+        return replace(
+            self,
+            model=self.model.folded,
+            keys=joined(self.keys),
+            values=joined(self.values),
+            positions=self.positions.flatten(0, 1)[None],
+            statistics=None if stats is None else _folded(stats),
+            memory=None if self.memory is None else self.memory.folded(len(layers)),
+            # A copy: rounds that know each other would stay in memory until the garbage collector comes.
+            unfolded=replace(self),
+        )
+
+
+def _folded(statistics: QueryStatistics) -> QueryStatistics:
+    """Statistics with all layers' query heads as those of one layer."""
+    names = ("q_mean_real", "q_mean_imag", "q_abs_mean", "q_covariance", "learned_probe")
+    parts = {name: getattr(statistics, name, None) for name in names}
+    return SimpleNamespace(
+        **{name: x if x is None else x.flatten(-3, -2).unsqueeze(-3) for name, x in parts.items()}
+    )

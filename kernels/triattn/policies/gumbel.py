@@ -24,6 +24,7 @@ class Gumbel:
     per_query_head = False
     needs_statistics = False
     reads_keys = False
+    names_heads = True
 
     def score(self, ctx: Round, layer: int) -> Tensor:
         """float32 [kv_heads, N]."""

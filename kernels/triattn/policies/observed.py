@@ -29,6 +29,7 @@ class Observed:
     reach: int
     group: Literal["mean", "max"]
     per_query_head = False
+    names_heads = True
     needs_statistics = False
     reads_keys = True
 

@@ -22,6 +22,9 @@ from triattn.policies.terms import Term, Weighted, terms_of, weighted
 STD_FLOOR = 1e-6
 """Smallest standard deviation that a z-score divides by."""
 
+FOLDED = 2**20
+"""Elements of all layers' keys up to which layers are scored together: what short rows cost is the calls."""
+
 Selection = Literal["per_layer_per_head", "per_head", "union"]
 
 
@@ -199,8 +202,7 @@ class Policy:
         """
         terms = self.terms if terms is None else terms
         pinned = self.pinned(ctx)
-        layers = torch.stack([self._layer(ctx, i, ~pinned[i], terms) for i in range(ctx.model.layers)])
-        scores = _lowest_if_nan(layers)
+        scores = _lowest_if_nan(self._layers(ctx, ~pinned, terms))
         if self.selection == "union":
             scores = scores.amax(dim=(0, 1), keepdim=True)
             pinned = pinned.any(dim=0, keepdim=True).any(dim=1, keepdim=True)
@@ -238,18 +240,25 @@ class Policy:
         """Positions that may be evicted: from the first up to, not including, the second."""
         return max(self.sinks, ctx.prompt_len if ctx.pin_prompt else 0), ctx.computed - self.window
 
+    def _layers(self, ctx: Round, evictable: Tensor, terms: Weighted) -> Tensor:
+        """All layers' scores, float32 [layers, kv_heads, N], before pins."""
+        if ctx.positions.numel() * ctx.model.head_dim <= FOLDED:
+            return self._layer(ctx.folded, 0, evictable.flatten(0, 1), terms).view(evictable.shape)
+        return torch.stack([self._layer(ctx, i, one, terms) for i, one in enumerate(evictable.unbind())])
+
     def _layer(self, ctx: Round, layer: int, evictable: Tensor, terms: Weighted) -> Tensor:
         """One layer's scores, float32 [kv_heads, N], before pins."""
         group = ctx.model.group if self.per_query_head else 1
         evictable = evictable.repeat_interleave(group, dim=0)
         total = torch.zeros(evictable.shape, dtype=torch.float32, device=evictable.device)
         for weight, term in terms:
-            part = term.score(ctx, layer)
+            part = _score(term, ctx, layer)
             if not term.per_query_head:
                 part = part.repeat_interleave(group, dim=0)
             factor = weight
             if isinstance(weight, Tensor):
-                factor = weight[layer].to(part.device).repeat_interleave(group)[:, None]
+                own = weight.flatten() if ctx.unfolded is not None else weight[layer]
+                factor = own.to(part.device).repeat_interleave(group)[:, None]
             total = total + factor * (z_score(part, evictable) if self.normalize == "each" else part)
         if self.normalize == "sum":
             total = z_score(total, evictable)
@@ -258,6 +267,18 @@ class Policy:
 
     def _names(self, need: str) -> list[str]:
         return [type(t).__name__.lower() for t in self.all_terms if getattr(t, f"needs_{need}")]
+
+
+def _score(term: Term, ctx: Round, layer: int) -> Tensor:
+    """A term's scores, made once a round."""
+    made = ctx.scores.get((term, layer))
+    if made is None:
+        if ctx.unfolded is not None and getattr(term, "names_heads", False):
+            made = torch.cat([term.score(ctx.unfolded, i) for i in range(ctx.unfolded.model.layers)])
+        else:
+            made = term.score(ctx, layer)
+        ctx.scores[term, layer] = made
+    return made
 
 
 def _lacks(term: Term, statistics: QueryStatistics | None) -> bool:

@@ -27,7 +27,10 @@ from triattn.policies.trig import Trig
 
 
 class Term(Protocol):
-    """One score term: float32 [query_heads or kv_heads, N], higher meaning "keep"."""
+    """One score term: float32 [query_heads or kv_heads, N], higher meaning "keep".
+
+    One that asks which layer and head it scores has `names_heads`; the others score any heads as if of one layer.
+    """
 
     @property
     def per_query_head(self) -> bool: ...
