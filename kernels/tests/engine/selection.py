@@ -23,6 +23,20 @@ def check_selection(run: Run, *, late: int = 0) -> int:
     Scores that look at attention do so by the dense model's own queries; those ``late`` positions too early, to see
     whether the check bites.
     """
+    return _check(run, late, None)
+
+
+def agreement(run: Run, *, late: int = 0) -> float:
+    """Part of the entries that had to compete and that every round should have kept which it did keep.
+
+    For engines of lower precision than the oracle's, where the order of near scores says nothing.
+    """
+    shares: list[float] = []
+    _check(run, late, shares)
+    return sum(shares) / len(shares)
+
+
+def _check(run: Run, late: int, shares: list[float] | None) -> int:
     from triattn import wire
     from triattn.config import load_settings
     from triattn.policies import Policy
@@ -34,18 +48,26 @@ def check_selection(run: Run, *, late: int = 0) -> int:
     statistics = Statistics.load(settings.statistics) if settings.statistics else None
     policy = Policy.of(settings.policy).with_statistics(statistics)
     return sum(
-        _check_incarnation(run, outcome, number, settings.policy, policy, statistics, late)
+        _check_incarnation(run, outcome, number, settings.policy, policy, statistics, late, shares)
         for outcome in run.outcomes.values()
         for number in outcome.rounds
     )
 
 
 def _check_incarnation(
-    run: Run, outcome: Outcome, number: int, document, policy, statistics, late: int
+    run: Run,
+    outcome: Outcome,
+    number: int,
+    document,
+    policy,
+    statistics,
+    late: int,
+    shares: list[float] | None,
 ) -> int:
     from triattn.policies import ModelShape
     from triattn.policies.context import Memory
     from triattn.policies.context import Round as Context
+    from triattn.policies.select import keep_highest
 
     spec = SPECS[run.scenario.model]
     inv_freq, scaling = rotary(spec)
@@ -103,7 +125,10 @@ def _check_incarnation(
         highest_gone = scores.masked_fill(is_kept, -torch.inf).amax(-1)
         short = highest_gone - lowest_kept
         unit = _spread(scores).clamp(max=1) if policy.observes else 1.0
-        assert (short <= MARGIN * unit).all(), (
+        if shares is not None:
+            chosen = keep_highest(scores, keep) & ~torch.isposinf(scores)
+            shares.append(float((chosen & is_kept).sum() / chosen.sum().clamp(min=1)))
+        assert shares is not None or (short <= MARGIN * unit).all(), (
             f"{request.id}, round at C = {this.computed}: evicted an entry that scores {short.max():.4f} "
             "more than one it kept"
         )

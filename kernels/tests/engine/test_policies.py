@@ -11,7 +11,7 @@ from .oracle import Round
 from .policies import plugin
 from .rig import check, oracle_log_probs, prompt, run
 from .scenario import Request, Run, Scenario
-from .selection import check_selection
+from .selection import agreement, check_selection
 
 pytestmark = pytest.mark.engine
 
@@ -104,6 +104,8 @@ def test_policy(name: str, runner: str) -> None:
         # With the queries of one position earlier other tokens would have stayed.
         with pytest.raises(AssertionError, match="evicted an entry"):
             check_selection(result, late=1)
+        assert agreement(result) > 0.99
+        assert agreement(result, late=8) < 0.95
     check_shape(result, POLICIES[name][2].get("selection"))
 
 

@@ -29,6 +29,7 @@ def test_policies_and_arguments_that_cannot_work() -> None:
             {"server": {"enable_mixed_chunk": True}},
             ("enable_mixed_chunk", "--enable-mixed-chunk"),
         ),
+        (plugin("llama", "snapkv"), {}, ("terms = 'observed'", "serve with vLLM")),
         (plugin("llama", budget=4096), {"tokens": 1024}, ("budget", "4096", "1024")),
     ]
     for given, changes, expected in cases:
