@@ -197,7 +197,8 @@ def test_learning_is_repeatable_and_says_what_it_cannot(model) -> None:
     assert first.note.terms == list(LEARNABLE) and first.probe.shape == (2, 2, SHAPE.head_dim)
     assert first.note.kept["possible"] >= max(v for k, v in first.note.kept.items() if k != "possible")
     more = learn(model, pieces, SHAPE, stats, more=("expected",))
-    assert more.note.terms == ["superseded", "recency", "trig", "norm", "expected", "probe"] and "expected" in more.note.kept
+    assert more.note.terms == ["superseded", "recency", "trig", "norm", "expected", "probe"]
+    assert "expected" in more.note.kept
     assert more.weights.shape == (len(LEARNABLE) + 1, 2, 2)
     with pytest.raises(CalibrationError, match="two pieces"):
         learn(model, pieces[:1], SHAPE, stats)
