@@ -10,6 +10,7 @@ import torch
 from triattn import wire
 from triattn.engines import kept, observe
 from triattn.engines.policy import PolicyInForce, load_statistics, scoring_key
+from triattn.errors import ConfigError
 from triattn.ops.interface import LayerCache, Rounds, planes
 from triattn.ops.queries import QueryRing
 from triattn.plan import RoundPlan
@@ -83,9 +84,21 @@ class PolicyRounds:
         """As many planes as a policy in force needs. After a change of policy no request counts on what they hold."""
         needed = max((rounds.planes for rounds in self._prepared.values()), default=0)
         if needed != len(self._memory):
-            self._memory = planes(self.positions, needed)
+            self._memory = self._planes(needed)
         for rounds in self._prepared.values():
             rounds.remember_in(self._memory)
+
+    def _planes(self, count: int) -> torch.Tensor:
+        try:
+            return planes(self.positions, count)
+        except torch.OutOfMemoryError as error:
+            size = 4 * count * self.positions.numel() >> 20
+            raise ConfigError(
+                "policy",
+                self.policy.document.name if self.policy else "",
+                f"what its terms remember takes {size} MiB beside the KV cache, which are not free; start the engine "
+                "with a smaller share of the GPU's memory for the cache",
+            ) from error
 
     def of(self, number: int) -> Rounds:
         """The rounds of document ``number`` of the policy in force."""
