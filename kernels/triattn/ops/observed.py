@@ -52,7 +52,8 @@ def logits_of(
     where = queries + ((first + number) % RING) * slot_stride + dim
     there = (number < count) & (dim < HEAD_DIM)
     best = tl.full([TILE, WINDOW_P2], float("-inf"), tl.float32)
-    for other in tl.static_range(TOGETHER):
+    # Not unrolled: the queries of several heads at once would not fit in shared memory.
+    for other in range(TOGETHER):
         query = tl.load(where + (head + other) * head_stride, mask=there, other=0.0)
         total = tl.zeros([TILE, WINDOW_P2], tl.float32)
         if NATIVE:
@@ -339,11 +340,16 @@ def launch(
     together = term.group == "max"
     members = 1 if together else shape.group
     width = triton.next_power_of_2(shape.head_dim)
-    own = triton.cdiv(b.stride, t.anchor_tile)
     where = rounds.positions.stride()[:2]
     for group in rounds.groups:
         of = (ring.buffer, recent, ring.scales, rounds.scales, group.key_bases, group.layers, fields, tables)
         strides = (*ring.buffer.stride()[:4], tables.stride(0))
+        # Both factors as they are stored: what attention itself multiplies.
+        native = group.dtype == ring.buffer.dtype and group.dtype.itemsize == 2
+        # Float32 products of wide heads: only half a tile of keys fits in shared memory beside the queries.
+        split = 1 if native or width <= 128 or t.anchor_tile < 32 else 2
+        tile = t.anchor_tile // split
+        own = triton.cdiv(b.stride, tile)
         compiled = {
             **rounds.plain_of(group),
             "HEAD_DIM_P2": width,
@@ -353,16 +359,22 @@ def launch(
             "MEMBERS": members,
             "TOGETHER": shape.group // members,
             "EARLIER": together,
-            # Both factors as they are stored: what attention itself multiplies.
-            "NATIVE": group.dtype == ring.buffer.dtype and group.dtype.itemsize == 2,
-            "TILE": t.anchor_tile,
+            "NATIVE": native,
+            "TILE": tile,
             "num_warps": t.observed_warps,
-            # Queries of several heads in flight at once would not fit in shared memory.
             "num_stages": 1,
         }
         rows = fields.shape[0] * group.size * shape.kv_heads
         mass_kernel[(rows * members * chunks,)](
-            b.observed, *of, rounds.positions, *strides, chunks, tiles, *where, *group.key_strides, **compiled
+            b.observed,
+            *of,
+            rounds.positions,
+            *strides,
+            chunks,
+            tiles * split,
+            *where,
+            *group.key_strides,
+            **compiled,
         )
         paid_kernel[(rows * own,)](
             b.paid,
