@@ -190,7 +190,7 @@ SEED = 0
 """Of the random scores that others are compared with: nothing else here is random."""
 SHARES = tuple(i / 8 for i in range(5))
 """Shares of the free places that are tried for the reserve: at most half, the rest goes by expected use."""
-TOLERANCE = 0.02
+TOLERANCE = 0.15
 """Part of what the learned scores keep that the reserve may cost: the price of keeping what is distinct."""
 
 
