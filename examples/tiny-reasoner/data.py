@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import lzma
 import queue
@@ -12,12 +11,15 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 EOS, PAD = 1, 0
+T = TypeVar("T")
+Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,12 @@ def stored(paths: list[Path], ids: bytes, least: int, most: int) -> Iterator[Exa
             raise RuntimeError(f"no item of {least} to {most} tokens in {', '.join(map(str, paths))}")
 
 
-def ahead(sources: list[Iterator[Example]], depth: int = 2048) -> Iterator[Example]:
-    """Items of several sources, read by threads of their own."""
-    items: queue.Queue[Example | BaseException] = queue.Queue(depth)
+def ahead(sources: list[Iterator[T]], depth: int = 2048) -> Iterator[T]:
+    """Items of several sources, made by threads of their own, up to `depth` ahead."""
+    items: queue.Queue[T | BaseException] = queue.Queue(depth)
     stop = threading.Event()
 
-    def pump(source: Iterator[Example]) -> None:
+    def pump(source: Iterator[T]) -> None:
         try:
             for example in source:
                 while not stop.is_set():
@@ -177,34 +179,8 @@ def batches(
         held[width] = []
 
 
-def pinned(made: Iterator[tuple[Tensor, Tensor]], depth: int = 8) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches made by a thread some way ahead, in page-locked memory where there is a GPU."""
-    ready: queue.Queue[tuple[Tensor, Tensor] | BaseException] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(value: tuple[Tensor, Tensor] | BaseException) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                return ready.put(value, timeout=0.2)
-
-    def work() -> None:
-        try:
-            for inputs, targets in made:
-                gpu = torch.cuda.is_available()
-                put((inputs.pin_memory(), targets.pin_memory()) if gpu else (inputs, targets))
-                if stop.is_set():
-                    return
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            batch = ready.get()
-            if isinstance(batch, BaseException):
-                raise batch
-            yield batch
-    finally:
-        stop.set()
-        thread.join(timeout=5)
+def pinned(made: Iterator[Batch]) -> Iterator[Batch]:
+    """Batches in page-locked memory where there is a GPU."""
+    gpu = torch.cuda.is_available()
+    for inputs, targets in made:
+        yield (inputs.pin_memory(), targets.pin_memory()) if gpu else (inputs, targets)

@@ -221,7 +221,7 @@ def main() -> None:
     while step < args.steps and not out_of_time:
         lengths = stage(args, done())
         examples = source(args, ids, step, lengths)
-        ready = pinned(batches(examples, args.tokens, widths, generator))
+        ready = ahead([pinned(batches(examples, args.tokens, widths, generator))], depth=8)
         for inputs, targets in ready:
             if step >= args.steps or stage(args, done()) != lengths:
                 break

@@ -264,14 +264,9 @@ def learn(
 def select(samples: Sequence[Samples], tokens: int, kinds: Sequence[str], used: int) -> Selection:
     """Weights, shares and probe of samples that were taken of so many tokens: see `learn`. `kinds` are the features,
     of which the first `used` get weights; what the others keep is reported beside."""
-    held = (
-        [i % 4 == 3 for i in range(len(samples))]
-        if len(samples) > 3
-        else [i == 1 for i in range(len(samples))]
-    )
-    fitted, others = (
-        [s for s, out in zip(samples, held, strict=True) if out is side] for side in (False, True)
-    )
+    held = range(len(samples))[3::4] or range(1, 2)
+    fitted = [sample for i, sample in enumerate(samples) if i not in held]
+    others = [sample for i, sample in enumerate(samples) if i in held]
     if not others:
         raise CalibrationError(
             "learn", tokens, "two pieces of text of 300 tokens or more are needed; give more text"

@@ -161,10 +161,8 @@ def windows(documents: Sequence[Document], tokenizer: Any, length: int) -> Itera
         prompt = 0
         if isinstance(document, Answered):
             first = tokenizer(document.prompt)["input_ids"]
-            prompt, ids = (
-                len(first),
-                first + tokenizer(document.answer, add_special_tokens=False)["input_ids"],
-            )
+            prompt = len(first)
+            ids = first + tokenizer(document.answer, add_special_tokens=False)["input_ids"]
         elif isinstance(document, str):
             ids = tokenizer(document)["input_ids"]
         elif getattr(tokenizer, "chat_template", None):
@@ -172,7 +170,8 @@ def windows(documents: Sequence[Document], tokenizer: Any, length: int) -> Itera
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         else:
             ids = tokenizer("\n\n".join(f"{m['role']}: {m['content']}" for m in document))["input_ids"]
-        for start in range(0, len(ids), length):
-            if len(piece := Piece(ids[start : start + length])) > 1:
-                piece.prompt = prompt if start == 0 else 0
-                yield cut(piece, 0, length)
+        whole = Piece(ids)
+        whole.prompt = prompt
+        for start in range(0, len(whole), length):
+            if len(piece := cut(whole, start, length)) > 1:
+                yield piece

@@ -35,9 +35,8 @@ def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any, recent: T
     p = rounds.program
     out, channels = (b.given, 1) if p.given else (b.raw, p.channels)
     # The two read the same keys; where each has a channel of its own one kernel does both.
-    along = next((e for e in p.extras if isinstance(e.term, Probe)), None)
-    if p.given or not any(e.term == Superseded("key") for e in p.extras):
-        along = None
+    shared = not p.given and any(e.term == Superseded("key") for e in p.extras)
+    along = next((e for e in p.extras if shared and isinstance(e.term, Probe)), None)
     for number, extra in enumerate(p.extras):
         into = {
             "weight": extra.weight if p.given else 1.0,
@@ -68,10 +67,9 @@ def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any, recent: T
                 _expected(rounds, fields, tables, b, out, into, extra.constants)
             case Leverage():
                 _leverage(rounds, fields, tables, b, out, into, extra.constants)
-            case Probe() if along is None:
-                _probe(rounds, fields, tables, b, out, into, extra.constants)
             case Probe():
-                pass
+                if along is None:
+                    _probe(rounds, fields, tables, b, out, into, extra.constants)
             case Observed():
                 assert recent is not None, "engines that keep no queries refuse this term"
                 observed.launch(rounds, fields, tables, b, out, into, extra.term, recent)

@@ -25,6 +25,12 @@ STD_FLOOR = 1e-6
 FOLDED = 2**20
 """Elements of all layers' keys up to which layers are scored together: what short rows cost is the calls."""
 
+PARTS: dict[type, tuple[str, str]] = {
+    Expected: ("q_covariance", "the covariances of the model's queries"),
+    Probe: ("learned_probe", "a probe"),
+}
+"""What some terms need of statistics, and not all statistics have."""
+
 Selection = Literal["per_layer_per_head", "per_head", "union"]
 
 
@@ -168,7 +174,7 @@ class Policy:
                 )
             if not self.optional and any(_lacks(t, statistics) for t in self.all_terms):
                 lacking = next(t for t in self.all_terms if _lacks(t, statistics))
-                what = "a probe" if isinstance(lacking, Probe) else "the covariances of the model's queries"
+                _, what = PARTS[type(lacking)]
                 raise PolicyError(
                     "statistics",
                     getattr(statistics, "path", ""),
@@ -285,9 +291,8 @@ def _lacks(term: Term, statistics: QueryStatistics | None) -> bool:
     """Whether a term cannot score with these statistics."""
     if not term.needs_statistics:
         return False
-    if isinstance(term, (Expected, Probe)):
-        needed = "q_covariance" if isinstance(term, Expected) else "learned_probe"
-        return getattr(statistics, needed, None) is None
+    if type(term) in PARTS:
+        return getattr(statistics, PARTS[type(term)][0], None) is None
     return statistics is None
 
 
