@@ -6,8 +6,9 @@ radians a token after scaling, with F = rotary dim / 2 (TriAttention, arXiv 2604
 has what calibration learned of selection, too: `learned_weights` [terms, layers, KV heads] and `learned_share`
 [layers, KV heads], the part of the free places that is reserved for distinct tokens. A file of format 3 has those or
 not, and `q_covariance` [3, layers, query heads, F]: the variances of the pre-rotary query's real and of its imaginary
-part, and their covariance. A file of format 4 has all that, and `learned_probe` [layers, KV heads, head dim], what the
-term `probe` multiplies keys by. Its `__metadata__` has one key, `triattn`: a JSON object with the fields of `Metadata`.
+part, and their covariance. A file of format 5 has all that, and `learned_probe` [layers, KV heads, head dim + 6, 16],
+the network of the term `probe` (triattn.policies.probe); what was format 4 had a linear one and is no longer read. Its
+`__metadata__` has one key, `triattn`: a JSON object with the fields of `Metadata`.
 """
 
 from __future__ import annotations
@@ -31,16 +32,20 @@ from triattn.rotary import frequencies
 if TYPE_CHECKING:
     import torch
 
-FORMAT = 4
+FORMATS = (1, 2, 3, 5)
 TENSORS = ("q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq")
 LEARNED = ("learned_weights", "learned_share")
 COVARIANCE = "q_covariance"
 PROBE = "learned_probe"
+HIDDEN = 16
+"""Hidden units of a probe."""
+BESIDE_KEYS = 6
+"""Rows of a probe beside those of a key's dimensions."""
 OPTIONAL = (*LEARNED, COVARIANCE, PROBE)
-LEARNABLE = ("superseded", "recency", "trig", "norm", "probe")
-"""Terms that weights are learned for, each with its defaults; keys are read twice for all of them."""
-LEARNABLE_TOO = ("keydiff", "knorm", "vnorm", "expected", "leverage")
-"""Further terms that weights can be learned for, where asked."""
+LEARNABLE = ("probe",)
+"""What is learned by default: a network of the key, its age and whether later keys repeat it."""
+LEARNABLE_TOO = ("superseded", "recency", "trig", "norm", "keydiff", "knorm", "vnorm", "expected", "leverage")
+"""Further terms that weights can be learned for beside it, where asked."""
 _REMEDY = "get the file again, or make it with `triattn calibrate`"
 
 
@@ -204,10 +209,10 @@ class Statistics:
             raise StatisticsError(f"tensors of {path}", names, expected)
         try:
             form = msgspec.json.decode(text, type=dict[str, Any]).get("format")
-            if form not in range(1, FORMAT + 1) or isinstance(form, bool):
-                raise StatisticsError(
-                    f"format of {path}", form, f"this triattn reads formats 1 to {FORMAT}; {_REMEDY}"
-                )
+            if form not in FORMATS or isinstance(form, bool):
+                *others, last = FORMATS
+                known = f"{', '.join(map(str, others))} and {last}"
+                raise StatisticsError(f"format of {path}", form, f"this triattn reads {known}; {_REMEDY}")
             metadata = msgspec.json.decode(text, type=Metadata)
         except msgspec.DecodeError as error:
             raise StatisticsError(f"metadata of {path}", text[:80], f"{error}; {_REMEDY}") from error
@@ -261,11 +266,11 @@ def _verify(stats: Statistics, torch: Any) -> None:
         raise StatisticsError(
             f"format{where}",
             stats.metadata.format,
-            f"{COVARIANCE} makes a file one of format 3 or 4; {_REMEDY}",
+            f"{COVARIANCE} makes a file one of format 3 or 5; {_REMEDY}",
         )
-    if (stats.metadata.format == 4) != (PROBE in tensors):
+    if (stats.metadata.format == 5) != (PROBE in tensors):
         raise StatisticsError(
-            f"format{where}", stats.metadata.format, f"{PROBE} makes a file one of format 4; {_REMEDY}"
+            f"format{where}", stats.metadata.format, f"{PROBE} makes a file one of format 5; {_REMEDY}"
         )
     if ("probe" in terms) != (PROBE in tensors):
         raise StatisticsError(
@@ -280,7 +285,7 @@ def _verify(stats: Statistics, torch: Any) -> None:
         "learned_weights": [len(terms), model.layers, model.kv_heads],
         "learned_share": [model.layers, model.kv_heads],
         COVARIANCE: [3, *whole],
-        PROBE: [model.layers, model.kv_heads, model.head_dim],
+        PROBE: [model.layers, model.kv_heads, model.head_dim + BESIDE_KEYS, HIDDEN],
     }
     for name, tensor in tensors.items():
         shape = shapes.get(name, whole)
@@ -353,7 +358,7 @@ def save(
 
     more = [n for n in OPTIONAL if n in tensors]
     metadata = Metadata(
-        format=4 if PROBE in more else 3 if COVARIANCE in more else 2 if more else 1,
+        format=5 if PROBE in more else 3 if COVARIANCE in more else 2 if more else 1,
         model=model,
         identity=identity,
         sha256=digest(tensors),

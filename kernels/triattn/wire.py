@@ -355,7 +355,7 @@ class LeverageTerm(Strict, kw_only=True, tag_field="kind", tag="leverage"):
 
 class ProbeTerm(Strict, kw_only=True, tag_field="kind", tag="probe"):
     """
-    A linear function of the key with its rotation undone, one for each layer and KV head: what calibration found to foretell how much later queries miss a token (a linear probe, as KVzap's, arXiv 2601.07891, on hidden states). Needs statistics with a probe.
+    A small network for each layer and KV head, of the key with its rotation undone, the token's age and its largest cosine to a later key: what calibration found to foretell how much later queries miss a token (as KVzap does from hidden states, arXiv 2601.07891). Needs statistics with a probe.
     """
 
     weight: Annotated[

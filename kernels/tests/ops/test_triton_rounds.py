@@ -69,6 +69,7 @@ POLICIES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         {**EACH, "normalize": "sum"},
     ),
     "probe": ([{"kind": "probe"}, {"kind": "keydiff"}], {**EACH, "normalize": "each"}),
+    "probe alone": ([{"kind": "probe"}], {**EACH, "normalize": "none"}),
     "magnitudes": (
         [{"kind": "vnorm", "log": True}, {"kind": "knorm"}, {"kind": "vrange", "weight": -0.5}],
         {**EACH, "normalize": "sum"},
@@ -130,7 +131,17 @@ POLICIES["learned"] = (
     },
 )
 LEARNED = ("superseded", "recency", "trig", "norm", "keydiff", "knorm", "vnorm", "probe")
-SEPARATE_KERNELS = ["random", "triattention", "blend", "mixed", "expected", "redundancy", "reserve", "both"]
+SEPARATE_KERNELS = [
+    "random",
+    "triattention",
+    "blend",
+    "mixed",
+    "expected",
+    "redundancy",
+    "probe alone",
+    "reserve",
+    "both",
+]
 """Policies that between them use every kernel for rows longer than a program."""
 
 

@@ -10,6 +10,7 @@ import torch
 
 from triattn import wire
 from triattn.policies import ModelShape, Policy, Round
+from triattn.statistics import BESIDE_KEYS, HIDDEN
 
 
 def document(*terms: dict[str, Any], **fields: Any) -> wire.PolicyDocument:
@@ -56,8 +57,17 @@ def statistics(model: ModelShape, generator: torch.Generator) -> SimpleNamespace
         q_mean_imag=imag,
         q_abs_mean=torch.hypot(real, imag) + more.abs(),
         q_covariance=torch.stack([a * a + 0.1, b * b + c * c + 0.1, a * b]),
-        learned_probe=torch.randn(model.layers, model.kv_heads, model.head_dim, generator=own),
+        learned_probe=probes(model, own),
     )
+
+
+def probes(model: ModelShape, generator: torch.Generator) -> torch.Tensor:
+    """Random networks of the term `probe`, whose inputs all matter, and whose longest age is e⁴."""
+    rows = (model.layers, model.kv_heads)
+    probe = torch.randn(*rows, model.head_dim + BESIDE_KEYS, HIDDEN, generator=generator)
+    probe[:, :, : model.head_dim] *= model.head_dim**-0.5
+    probe[:, :, -1] = 4.0
+    return probe
 
 
 def request(model: ModelShape, n: int, generator: torch.Generator, **fields: Any) -> Round:

@@ -65,7 +65,7 @@ def random_statistics(model: str) -> str:
     import torch
 
     from triattn.model import geometry, identity, inv_freq
-    from triattn.statistics import LEARNABLE, Learned, save
+    from triattn.statistics import BESIDE_KEYS, HIDDEN, LEARNABLE, Learned, save
 
     config = json.loads((Path(model) / "config.json").read_text())
     frequencies, _ = inv_freq(config)
@@ -79,9 +79,9 @@ def random_statistics(model: str) -> str:
         "q_abs_mean": spread,
         "q_covariance": torch.stack([spread, spread, spread / 2]) * spread,
         "inv_freq": frequencies,
-        "learned_weights": torch.randn(len(LEARNABLE), *rows),
-        "learned_share": torch.full(rows, 0.25),
-        "learned_probe": torch.randn(*rows, config["head_dim"]),
+        "learned_weights": torch.ones(len(LEARNABLE), *rows),
+        "learned_share": torch.zeros(rows),
+        "learned_probe": torch.randn(*rows, config["head_dim"] + BESIDE_KEYS, HIDDEN) / 16,
     }
     path = Path(model).with_suffix(".statistics.safetensors")
     save(

@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         default=16384,
         metavar="N",
-        help="tokens from which weights of score terms are learned, 0: none (default: 16384)",
+        help="tokens from which selection is learned, 0: none (default: 16384)",
     )
     parser.add_argument(
         "--learn-more",
@@ -87,12 +87,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_COUNTED = {"measure": "tokens", "learn": "tokens", "fit": ""}
+
+
 def _reporter(form: str, out: TextIO) -> Any:
     """Function that reports one progress step: (phase, done, total)."""
     verbs = {
         "load": "loading the model",
         "measure": "measuring",
-        "learn": "learning selection from",
+        "learn": "looking at what is missed in",
+        "fit": "fitting a probe, step",
         "write": "writing",
     }
 
@@ -103,8 +107,8 @@ def _reporter(form: str, out: TextIO) -> Any:
                 file=out,
                 flush=True,
             )
-        elif phase in ("measure", "learn") or done == 0:
-            amount = f" {done} of {total} tokens" if phase in ("measure", "learn") else ""
+        elif phase in _COUNTED or done == 0:
+            amount = f" {done} of {total} {_COUNTED[phase]}".rstrip() if phase in _COUNTED else ""
             print(f"{verbs[phase]}{amount}", file=sys.stderr, flush=True)
 
     return report

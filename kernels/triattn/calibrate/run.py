@@ -187,7 +187,8 @@ def _learn(
         shape,
         SimpleNamespace(**tensors),
         lambda done: options.progress("learn", done, total),
-        tuple(dict.fromkeys(options.learn_more)),
+        lambda done, steps: options.progress("fit", done, steps),
+        options.learn_more,
     )
 
 

@@ -15,28 +15,31 @@ from triattn.ops import (
     magnitude,
     moments,
     observed,
-    probe,
     redundancy,
     superseded,
 )
+from triattn.ops.program import Extra
 from triattn.policies import PolicyError
 from triattn.policies.expected import Expected
 from triattn.policies.gumbel import Gumbel
 from triattn.policies.leverage import SKETCH, Leverage
 from triattn.policies.magnitude import KeyNorm, ValueNorm, ValueRange
 from triattn.policies.observed import Observed
-from triattn.policies.probe import Probe
+from triattn.policies.probe import REPEATS, Probe
 from triattn.policies.redundancy import Redundancy
 from triattn.policies.superseded import Superseded
+from triattn.statistics import HIDDEN
 
 
-def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any, recent: Tensor | None) -> None:
-    """Fill the channels of a `TritonRounds`' extras for a batch, or its buffer `given`."""
+def launch_extras(
+    rounds: Any, fields: Tensor, tables: Tensor, b: Any, recent: Tensor | None, direct: bool
+) -> None:
+    """Fill the channels of a `TritonRounds`' extras for a batch, or its buffer `given`, or with `direct` its one
+    channel with their sum."""
     p = rounds.program
-    out, channels = (b.given, 1) if p.given else (b.raw, p.channels)
-    # The two read the same keys; where each has a channel of its own one kernel does both.
-    shared = not p.given and any(e.term == Superseded("key") for e in p.extras)
-    along = next((e for e in p.extras if shared and isinstance(e.term, Probe)), None)
+    out, channels = (b.given, 1) if p.given and not direct else (b.raw, p.channels)
+    # The two read the same keys, and one looks at the other: one kernel does both.
+    both = {type(e.term): e for e in p.extras if e.term == REPEATS or isinstance(e.term, Probe)}
     for number, extra in enumerate(p.extras):
         into = {
             "weight": extra.weight if p.given else 1.0,
@@ -52,24 +55,15 @@ def launch_extras(rounds: Any, fields: Tensor, tables: Tensor, b: Any, recent: T
                 _magnitude(rounds, fields, tables, b, out, into, "v", what)
             case ValueRange():
                 _magnitude(rounds, fields, tables, b, out, into, "v", magnitude.RANGE)
-            case Superseded():
-                _superseded(
-                    rounds,
-                    fields,
-                    tables,
-                    b,
-                    out,
-                    into,
-                    extra.term,
-                    along if extra.term.space == "key" else None,
-                )
+            case Superseded() | Probe():
+                alike = extra.term == REPEATS or isinstance(extra.term, Probe)
+                if not alike or extra is next(iter(both.values())):
+                    of = both if alike else {Superseded: extra}
+                    _superseded(rounds, fields, tables, b, out, into, of.get(Superseded), of.get(Probe))
             case Expected():
                 _expected(rounds, fields, tables, b, out, into, extra.constants)
             case Leverage():
                 _leverage(rounds, fields, tables, b, out, into, extra.constants)
-            case Probe():
-                if along is None:
-                    _probe(rounds, fields, tables, b, out, into, extra.constants)
             case Observed():
                 assert recent is not None, "engines that keep no queries refuse this term"
                 observed.launch(rounds, fields, tables, b, out, into, extra.term, recent)
@@ -155,9 +149,12 @@ def _superseded(
     b: Any,
     out: Tensor,
     into: dict[str, Any],
-    term: Superseded,
-    probe: Any,
+    extra: Extra | None,
+    probe: Extra | None,
 ) -> None:
+    """The term `superseded`, the term `probe`, or both; `into` is of the first of them."""
+    given = rounds.program.given
+    term = REPEATS if extra is None else extra.term
     keys, (chunks, tiles) = term.space == "key", b.anchor_cut
     for group in rounds.groups:
         superseded.superseded_kernel[(fields.shape[0] * group.size * rounds.shape.kv_heads * chunks,)](
@@ -175,57 +172,23 @@ def _superseded(
             chunks,
             tiles,
             b.stride // 16,
-            into["channel"],
-            into["weight"],
+            0 if extra is None else extra.channel,
+            extra.weight if extra is not None and given else 1.0,
             0 if probe is None else probe.channel,
+            probe.weight if probe is not None and given else 1.0,
             *rounds.positions.stride()[:2],
             *(group.key_strides if keys else group.value_strides),
             **rounds.read_of(group),
             CHANNELS=into["CHANNELS"],
             ROTATED=keys and rounds.shape.rotary_dim > 0,
+            SCORE=extra is not None,
             ADD=into["ADD"],
             PROBE=probe is not None,
+            PROBE_ADD=into["ADD"] or (given and extra is not None),
+            HIDDEN=HIDDEN,
             TILE=rounds.tuning.anchor_tile,
             NEW=rounds.tuning.superseded_new,
             num_warps=rounds.tuning.superseded_warps,
-        )
-
-
-def _probe(
-    rounds: Any,
-    fields: Tensor,
-    tables: Tensor,
-    b: Any,
-    out: Tensor,
-    into: dict[str, Any],
-    vectors: Tensor | None,
-) -> None:
-    shape, (chunks, tiles) = rounds.shape, b.anchor_cut
-    for group in rounds.groups:
-        probe.probe_kernel[(fields.shape[0] * group.size * shape.kv_heads * chunks,)](
-            out,
-            vectors,
-            group.key_bases,
-            rounds.scales,
-            group.layers,
-            fields,
-            tables,
-            rounds.positions,
-            rounds.program.turns,
-            tables.stride(0),
-            chunks,
-            tiles,
-            b.stride // 16,
-            into["channel"],
-            into["weight"],
-            *rounds.positions.stride()[:2],
-            *group.key_strides,
-            **rounds.read_of(group),
-            CHANNELS=into["CHANNELS"],
-            ROTATED=shape.rotary_dim > 0,
-            ADD=into["ADD"],
-            TILE=rounds.tuning.anchor_tile,
-            num_warps=rounds.tuning.anchor_warps,
         )
 
 

@@ -121,6 +121,11 @@ class Program:
         """Whether the score kernel adds what extras have summed up."""
         return bool(self.extras) and not self.separate
 
+    @property
+    def direct(self) -> bool:
+        """Whether what extras have summed up is the score, with nothing to add."""
+        return self.given and not self.stats and not any(getattr(self, kind) for kind in BUILT_IN)
+
 
 def compile_policy(
     policy: Policy, shape: ModelShape, statistics: QueryStatistics | None, device: torch.device

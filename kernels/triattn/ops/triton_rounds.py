@@ -6,7 +6,7 @@ Launches of a round, in order (those that the policy does not need are left out)
                 observed, redundancy, gumbel)
     anchor      partial sums of unit keys (keydiff)
     prepare     the vectors that keys are multiplied by, at this round's time
-    score       raw scores, K read once, and the moments that z-scores need
+    score       raw scores, K read once, and the moments that z-scores need (not where extras are all there is)
     moments     the moments of the extras, where each term is z-scored
     aggregate   one score per choice (choices shared by layers or heads; long rows; places given away)
     promote     the reserve, then quotas of segments: chosen scores become +inf
@@ -316,14 +316,16 @@ class TritonRounds:
     ) -> None:
         long = self._long(max_resident)
         if not self._noise_only(max_resident):
+            # Long rows need their positions, which the score kernel fills in.
+            direct = self.program.direct and not long
             if self.program.extras:
-                launch_extras(self, fields, tables, b, recent)
+                launch_extras(self, fields, tables, b, recent, direct)
             if self.program.keydiff:
                 for group in self.groups:
                     self._anchor(group, fields, tables, b)
             if self._matrices:
                 self._prepare(fields, b)
-            for group in self.groups:
+            for group in self.groups if not direct else ():
                 self._score(group, fields, tables, b, long)
             if self.program.extras and self.program.separate:
                 launch_moments(self, fields, tables, b)

@@ -208,8 +208,8 @@ class Round:
 
 def _folded(statistics: QueryStatistics) -> QueryStatistics:
     """Statistics with all layers' query heads as those of one layer."""
-    names = ("q_mean_real", "q_mean_imag", "q_abs_mean", "q_covariance", "learned_probe")
+    names = ("q_mean_real", "q_mean_imag", "q_abs_mean", "q_covariance")
     parts = {name: getattr(statistics, name, None) for name in names}
-    return SimpleNamespace(
-        **{name: x if x is None else x.flatten(-3, -2).unsqueeze(-3) for name, x in parts.items()}
-    )
+    folded = {name: x if x is None else x.flatten(-3, -2).unsqueeze(-3) for name, x in parts.items()}
+    probe = getattr(statistics, "learned_probe", None)
+    return SimpleNamespace(learned_probe=probe if probe is None else probe.flatten(0, 1)[None], **folded)

@@ -13,7 +13,7 @@ from triattn.policies.context import ModelShape, QueryStatistics, Round
 from triattn.policies.errors import PolicyError
 from triattn.policies.expected import Expected
 from triattn.policies.observed import Observed
-from triattn.policies.probe import Probe
+from triattn.policies.probe import REPEATS, Probe
 from triattn.policies.quotas import ONE, free_places, promote, segment_of
 from triattn.policies.select import keep_highest
 from triattn.policies.superseded import Superseded
@@ -27,7 +27,7 @@ FOLDED = 2**20
 
 PARTS: dict[type, tuple[str, str]] = {
     Expected: ("q_covariance", "the covariances of the model's queries"),
-    Probe: ("learned_probe", "a probe"),
+    Probe: ("learned_probe", "a learned probe"),
 }
 """What some terms need of statistics, and not all statistics have."""
 
@@ -104,9 +104,14 @@ class Policy:
             share = share.double().mean(dim=1, keepdim=True).round().long()
         # A reserve of no places is none, and costs nothing.
         reserve = self.reserve if bool((share > 0).any()) else ()
-        return replace(
+        learned = replace(
             self, terms=terms, reserve=reserve, reserve_share=share if reserve else 0, learned=False
         )
+        weight = terms[0][0]
+        if len(terms) > 1 or reserve or self.selection != "per_layer_per_head" or bool((weight <= 0).any()):
+            return learned
+        # Neither a z-score nor a factor changes the order of one term.
+        return replace(learned, terms=((1.0, terms[0][1]),), normalize="none")
 
     @property
     def all_terms(self) -> tuple[Term, ...]:
@@ -116,7 +121,8 @@ class Policy:
     @property
     def remembered(self) -> tuple[Term, ...]:
         """The terms that remember something of entries from round to round."""
-        return tuple(t for t in self.all_terms if isinstance(t, Superseded))
+        terms = (REPEATS if isinstance(t, Probe) else t for t in self.all_terms)
+        return tuple(dict.fromkeys(t for t in terms if isinstance(t, Superseded)))
 
     @property
     def needs_statistics(self) -> bool:

@@ -100,7 +100,7 @@ test("for programs: lines of JSON, the result last", async () => {
     .map((line) => JSON.parse(line));
   expect(lines.map(({ type }) => type)).toStrictEqual(["progress", "progress", "progress", "done"]);
   expect(lines[2]).toMatchObject({ done: 20, secondsLeft: 0 });
-  expect(lines[2].tokensPerSecond).toBeGreaterThan(0);
+  expect(lines[2].perSecond).toBeGreaterThan(0);
   expect(lines[3]).toStrictEqual(done);
 });
 

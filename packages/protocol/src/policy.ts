@@ -118,9 +118,9 @@ export const LeverageTerm = z.strictObject({ kind: z.literal("leverage"), weight
 export const ProbeTerm = z.strictObject({ kind: z.literal("probe"), weight }).meta({
   id: "ProbeTerm",
   description:
-    "A linear function of the key with its rotation undone, one for each layer and KV head: what calibration found to " +
-    "foretell how much later queries miss a token (a linear probe, as KVzap's, arXiv 2601.07891, on hidden states). Needs " +
-    "statistics with a probe.",
+    "A small network for each layer and KV head, of the key with its rotation undone, the token's age and its largest " +
+    "cosine to a later key: what calibration found to foretell how much later queries miss a token (as KVzap does from " +
+    "hidden states, arXiv 2601.07891). Needs statistics with a probe.",
 });
 
 export const ObservedTerm = z
@@ -198,7 +198,7 @@ export function readsCovariance({ kind }: { readonly kind: string }): boolean {
   return kind === "expected";
 }
 
-/** Whether a term scores with what calibration learned of keys, which statistics before format 4 do not have. */
+/** Whether a term scores with what calibration learned of keys, which statistics before format 5 do not have. */
 export function readsProbe({ kind }: { readonly kind: string }): boolean {
   return kind === "probe";
 }

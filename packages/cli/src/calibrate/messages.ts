@@ -4,7 +4,7 @@ import { z } from "zod";
 export const CalibrationMessage = z.discriminatedUnion("type", [
   z.object({
     type: z.literal("progress"),
-    phase: z.enum(["load", "measure", "learn", "write"]),
+    phase: z.enum(["load", "measure", "learn", "fit", "write"]),
     done: z.int().min(0),
     total: z.int().min(0),
   }),

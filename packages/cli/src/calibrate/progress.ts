@@ -3,12 +3,18 @@ import type { CalibrationProgress } from "./messages.ts";
 const PHASES = {
   load: "loading the model",
   measure: "measuring",
-  learn: "learning selection from",
+  learn: "looking at what is missed in",
+  fit: "fitting a probe:",
   write: "writing",
 } as const;
 
-/** Phases that count tokens. */
-const counts = (phase: CalibrationProgress["phase"]): boolean => phase === "measure" || phase === "learn";
+/** Phases that count, and what. */
+const COUNTED: Partial<Record<CalibrationProgress["phase"], string>> = {
+  measure: "tokens",
+  learn: "tokens",
+  fit: "steps",
+};
+export const counts = (phase: CalibrationProgress["phase"]): boolean => phase in COUNTED;
 
 function duration(seconds: number): string {
   const whole = Math.round(seconds);
@@ -16,7 +22,7 @@ function duration(seconds: number): string {
   return `${Math.floor(whole / 60)} min ${whole % 60} s`;
 }
 
-/** Rate (tokens a second) and rest (seconds) of a phase that counts tokens, from its first report on. */
+/** Rate (tokens or steps a second) and rest (seconds) of a phase that counts, from its first report on. */
 export class Rate {
   private start: { at: number; done: number; phase: string } | null = null;
   private readonly now: () => number;
@@ -26,17 +32,13 @@ export class Rate {
   }
 
   /** Null until there are two reports to compare. */
-  update({
-    phase,
-    done,
-    total,
-  }: CalibrationProgress): { tokensPerSecond: number; secondsLeft: number } | null {
+  update({ phase, done, total }: CalibrationProgress): { perSecond: number; secondsLeft: number } | null {
     const at = this.now();
     if (this.start?.phase !== phase) this.start = { at, done, phase };
     const elapsed = at - this.start.at;
     if (elapsed <= 0 || done <= this.start.done) return null;
-    const tokensPerSecond = (done - this.start.done) / elapsed;
-    return { tokensPerSecond, secondsLeft: (total - done) / tokensPerSecond };
+    const perSecond = (done - this.start.done) / elapsed;
+    return { perSecond, secondsLeft: (total - done) / perSecond };
   }
 }
 
@@ -57,10 +59,10 @@ export function progressReporter(
     const { phase, done, total } = progress;
     let text: string = PHASES[phase];
     if (counts(phase)) {
-      text += ` ${done} of ${total} tokens`;
+      text += ` ${done} of ${total} ${COUNTED[phase]}`;
       const speed = rate.update(progress);
       if (speed !== null) {
-        text += `, ${speed.tokensPerSecond.toFixed(0)} tokens/s, ${duration(speed.secondsLeft)} left`;
+        text += `, ${speed.perSecond.toFixed(0)} ${COUNTED[phase]}/s, ${duration(speed.secondsLeft)} left`;
       }
     }
     if (output.isTTY === true) {

@@ -3,7 +3,7 @@ import { delimiter, dirname, join, resolve } from "node:path";
 import { ConfigError, userStatisticsDirectory } from "@triattn/control";
 import { Command } from "commander";
 import { z } from "zod";
-import { progressReporter, Rate } from "../calibrate/progress.ts";
+import { counts, progressReporter, Rate } from "../calibrate/progress.ts";
 import { CalibrationFailed, runCalibration } from "../calibrate/run.ts";
 import { onDisk } from "../errors.ts";
 import { pluginDirectory } from "../package.ts";
@@ -23,7 +23,17 @@ const orNone = z
   .transform(Number);
 
 /** As in kernels/triattn/statistics.py. */
-const LEARNABLE_TOO = ["keydiff", "knorm", "vnorm", "expected", "leverage"] as const;
+const LEARNABLE_TOO = [
+  "superseded",
+  "recency",
+  "trig",
+  "norm",
+  "keydiff",
+  "knorm",
+  "vnorm",
+  "expected",
+  "leverage",
+] as const;
 
 const Options = z.strictObject({
   out: z.string().min(1).optional(),
@@ -69,7 +79,7 @@ async function calibrate(model: string, given: unknown): Promise<void> {
     ? (progress: Parameters<Rate["update"]>[0]) =>
         line({
           ...progress,
-          ...(progress.phase === "measure" || progress.phase === "learn" ? rate.update(progress) : null),
+          ...(counts(progress.phase) ? rate.update(progress) : null),
         })
     : progressReporter(process.stderr);
 
@@ -116,10 +126,10 @@ export function calibrateCommand(): Command {
     )
     .option("--tokens <n>", "tokens to measure (default: all of the text)")
     .option("--window <n>", "tokens run at once (default: 2048)")
-    .option("--learn <n>", "tokens that weights of score terms are learned from, 0: none (default: 16384)")
+    .option("--learn <n>", "tokens that selection is learned from, 0: none (default: 16384)")
     .option(
       "--learn-more <term...>",
-      `further terms to learn weights for: ${LEARNABLE_TOO.join(", ")} (default: none)`,
+      `terms to learn weights for beside the probe: ${LEARNABLE_TOO.join(", ")} (default: none)`,
     )
     .option("--device <device>", "cpu, cuda, cuda:1, … (default: cuda where there is one)")
     .option(

@@ -7,14 +7,17 @@ import { fingerprint, type ModelIdentity } from "./fingerprint.ts";
 import { type RotaryParameters, rotaryFrequencies } from "./rotary.ts";
 import { encodeSafetensors, type Safetensors, withSafetensors } from "./safetensors.ts";
 
-export const STATISTICS_FORMAT = 4;
+export const STATISTICS_FORMAT = 5;
 const TENSORS = ["q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq"] as const;
 /** Of format 2: what calibration learned of selection. */
 const LEARNED = ["learned_weights", "learned_share"] as const;
 /** Of format 3, and what makes a file one: covariances of the queries. */
 const COVARIANCE = "q_covariance";
-/** Of format 4, beside those: what the term `probe` multiplies keys by. */
+/** Of format 5, beside those: the network of the term `probe`. What was format 4 had a linear one. */
 const PROBE = "learned_probe";
+/** Hidden units of a probe, and its rows beside those of a key's dimensions. */
+const HIDDEN = 16;
+const BESIDE_KEYS = 6;
 const OPTIONAL = [...LEARNED, COVARIANCE, PROBE] as const;
 type TensorName = (typeof TENSORS)[number] | (typeof OPTIONAL)[number];
 const REMEDY = "get the file again, or make it with `triattn calibrate`";
@@ -72,7 +75,7 @@ export interface StatisticsTensors {
   learned_share?: Float32Array;
   /** [3, layers, queryHeads, F]: variances of the real and of the imaginary part, and their covariance. */
   q_covariance?: Float32Array;
-  /** [layers, kvHeads, headDim]. */
+  /** [layers, kvHeads, headDim + 6, 16]: see the term `probe`. */
   learned_probe?: Float32Array;
 }
 
@@ -117,7 +120,7 @@ function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
   }
   const form = (json as { format?: unknown } | null)?.format;
   if (form !== 1 && form !== 2 && form !== 3 && form !== STATISTICS_FORMAT) {
-    const remedy = `this triattn reads formats 1 to ${STATISTICS_FORMAT}; ${REMEDY}`;
+    const remedy = `this triattn reads 1, 2, 3 and ${STATISTICS_FORMAT}; ${REMEDY}`;
     throw new StatisticsError(`format of ${path}`, form ?? null, remedy);
   }
   const metadata = StatisticsMetadata.safeParse(json);
@@ -152,7 +155,7 @@ function shapesOf({ model, learned }: StatisticsMetadata, bands: number): (name:
     learned_weights: [learned?.terms.length ?? 0, layers, kvHeads],
     learned_share: [layers, kvHeads],
     q_covariance: [3, layers, queryHeads, bands],
-    learned_probe: [layers, kvHeads, model.headDim],
+    learned_probe: [layers, kvHeads, model.headDim + BESIDE_KEYS, HIDDEN],
   };
   return (name) => others[name] ?? [layers, queryHeads, bands];
 }
@@ -171,21 +174,21 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
     throw new StatisticsError(
       `tensors of ${path}`,
       names.join(", "),
-      `must be ${TENSORS.join(", ")}, and from format 2 may be ${LEARNED.join(", ")}, from format 3 ${COVARIANCE}, in format 4 ${PROBE}; ${REMEDY}`,
+      `must be ${TENSORS.join(", ")}, and from format 2 may be ${LEARNED.join(", ")}, from format 3 ${COVARIANCE}, in format 5 ${PROBE}; ${REMEDY}`,
     );
   }
   if (names.includes(COVARIANCE) !== hasCovariance(metadata)) {
     throw new StatisticsError(
       `format of ${path}`,
       format,
-      `${COVARIANCE} makes a file one of format 3 or 4; ${REMEDY}`,
+      `${COVARIANCE} makes a file one of format 3 or 5; ${REMEDY}`,
     );
   }
   if (names.includes(PROBE) !== hasProbe(metadata)) {
     throw new StatisticsError(
       `format of ${path}`,
       format,
-      `${PROBE} makes a file one of format 4; ${REMEDY}`,
+      `${PROBE} makes a file one of format 5; ${REMEDY}`,
     );
   }
   const terms = metadata.learned?.terms ?? [];

@@ -100,7 +100,7 @@ test.each([
 const probed = () => ({
   ...learnedTensors(),
   ...covariance(),
-  learned_probe: Float32Array.from({ length: 32 }, (_, i) => i / 8 - 2),
+  learned_probe: Float32Array.from({ length: 4 * (8 + 6) * 16 }, (_, i) => i / 8 - 2),
 });
 const withProbe = { ...learned, terms: ["trig", "probe"] as ("trig" | "probe")[] };
 
@@ -109,7 +109,7 @@ test("a probe comes along", () => {
   saveTiny(path, { tensors: probed(), learned: withProbe });
   const { metadata, tensors } = loadStatistics(path);
   expect(tensors).toStrictEqual(probed());
-  expect(metadata.format).toBe(4);
+  expect(metadata.format).toBe(5);
   expect([hasProbe(metadata), hasCovariance(metadata)]).toEqual([true, true]);
 });
 

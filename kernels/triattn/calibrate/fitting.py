@@ -1,0 +1,91 @@
+"""Fitting a probe: a small network a layer and KV head, from a key, its age and its repetition to how it is missed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from triattn.calibrate.damage import Samples
+from triattn.policies.probe import NEAREST
+from triattn.statistics import HIDDEN
+
+STEPS = 2500
+BATCH = 4096
+"""Candidates of each layer and KV head that a step looks at."""
+RATE = 4e-3
+DECAY = 1e-3
+LARGEST = 1 << 26
+"""Most numbers that a step puts in: models with many heads take smaller batches."""
+
+
+def inputs_of(keys: Tensor, age: Tensor, like: Tensor) -> Tensor:
+    """What a probe looks at, float32 [rows, C, head_dim + 3]: see triattn.policies.probe."""
+    beside = (age.clamp(min=1).log(), like, (1 - like).clamp(min=NEAREST).log())
+    return torch.cat([keys.float(), torch.stack(beside, dim=-1)], dim=-1)
+
+
+def fit_probe(
+    samples: Sequence[Samples],
+    device: torch.device,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Tensor:
+    """Probe float32 [layers, kv_heads, head_dim + 6, HIDDEN] with the least weighted square error of the targets.
+
+    AdamW with a falling rate; the same bits for the same samples, seed and machine.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layers, heads, _, dim = samples[0].keys.shape
+
+    def joined(name: str) -> Tensor:
+        return torch.cat([getattr(s, name).flatten(0, 1) for s in samples], dim=1).to(device)
+
+    keys, age, like, target = (joined(name) for name in ("keys", "age", "like", "target"))
+    weight = torch.cat([s.weight for s in samples]).to(device)
+    rows, count = target.shape
+    size = max(min(BATCH, count, LARGEST // (rows * dim)), 1)
+
+    def batch(index: Tensor) -> Tensor:
+        return inputs_of(keys[:, index], age[:, index], like[:, index])
+
+    some = torch.randperm(count, generator=generator)[: 8 * size].to(device)
+    seen = batch(some)
+    centre = seen.mean(1, keepdim=True)
+    spread = seen.std(1, keepdim=True).clamp(min=1e-3)
+    del seen
+
+    def drawn(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * shape[-2] ** -0.5).to(device)
+
+    into, out = drawn(rows, dim + 3, HIDDEN), drawn(rows, HIDDEN, 1)
+    bias, level = torch.zeros(rows, 1, HIDDEN, device=device), torch.zeros(rows, 1, 1, device=device)
+    parameters = [p.requires_grad_() for p in (into, out, bias, level)]
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
+    order, at = torch.randperm(count, generator=generator), 0
+    for step in range(steps):
+        if at + size > count:
+            order, at = torch.randperm(count, generator=generator), 0
+        index = order[at : at + size].to(device)
+        at += size
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps)
+        with torch.enable_grad():
+            x = (batch(index) - centre) / spread
+            found = (silu(torch.baddbmm(bias, x, into)) @ out + level)[..., 0]
+            # The sum over rows: each is a network of its own.
+            loss = (weight[index] * (found - target[:, index]).square()).mean(1).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 50 == 49:
+            progress(step + 1, steps)
+    with torch.no_grad():
+        into = into / spread.transpose(1, 2)
+        bias = bias - centre @ into
+        longest = age.amax().log().expand(rows, 1, HIDDEN)
+        probe = torch.cat([into, bias, out.transpose(1, 2), longest], dim=1)
+    return probe.unflatten(0, (layers, heads)).float().cpu().contiguous()
