@@ -29,5 +29,5 @@ def plugin(model: str, name: str = "random", **changes: Any) -> dict[str, Any]:
     bare = changes.pop("bare", False)
     policy = document(name, **changes)
     terms = policy["terms"] + (policy["reserve"] or {"terms": []})["terms"]
-    needs = any(term["kind"] in ("trig", "norm", "expected") for term in terms)
+    needs = any(term["kind"] in ("trig", "norm", "expected", "probe") for term in terms)
     return {"policy": policy} | ({"statistics": str(statistics(SPECS[model]))} if needs and not bare else {})

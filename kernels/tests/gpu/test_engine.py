@@ -69,6 +69,8 @@ SCENARIOS |= {
         ("gqa8-64", "keydiff"),
         ("gqa4-128", "streaming"),
         ("gqa1-64", "blend"),
+        ("gqa8-64", "superseded"),
+        ("gqa4-128", "auto"),
     )
 }
 SCENARIOS |= {

@@ -13,11 +13,13 @@ from triattn.policies.probe import NEAREST
 from triattn.statistics import HIDDEN
 
 STEPS = 2500
+EPOCHS = 30
+"""Times that a candidate is looked at, at most: little text takes fewer steps."""
 BATCH = 4096
 """Candidates of each layer and KV head that a step looks at."""
 RATE = 4e-3
 DECAY = 1e-3
-LARGEST = 1 << 26
+LARGEST = 1 << 23
 """Most numbers that a step puts in: models with many heads take smaller batches."""
 
 
@@ -49,6 +51,7 @@ def fit_probe(
     weight = torch.cat([s.weight for s in samples]).to(device)
     rows, count = target.shape
     size = max(min(BATCH, count, LARGEST // (rows * dim)), 1)
+    steps = max(min(steps, EPOCHS * count // size), 1)
 
     def batch(index: Tensor) -> Tensor:
         return inputs_of(keys[:, index], age[:, index], like[:, index])
@@ -81,7 +84,7 @@ def fit_probe(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 50 == 49:
+        if step % 50 == 49 or step + 1 == steps:
             progress(step + 1, steps)
     with torch.no_grad():
         into = into / spread.transpose(1, 2)

@@ -39,8 +39,8 @@ SEED = 0
 """Of the probe's first weights, of what is drawn to fit it, and of the random scores that others are compared with."""
 SHARES = tuple(i / 8 for i in range(5))
 """Shares of the free places that are tried for the reserve: at most half, the rest goes by expected use."""
-TOLERANCE = 0.02
-"""Part of what the learned scores keep that the reserve may cost: the price of keeping what is distinct."""
+GAIN = 0.05
+"""Part by which a reserve must raise what the learned scores keep, to be worth its second sum of scores."""
 
 
 def fit(samples: Sequence[Samples]) -> Tensor:
@@ -89,8 +89,8 @@ def reserved(own: Tensor, distinct: Tensor, times: Sequence[int], fraction: floa
 
 
 def shares_of(samples: Sequence[Samples], weights: Tensor) -> Tensor:
-    """The largest share for what nothing later repeats, float32 [layers, kv_heads], that costs no more than TOLERANCE
-    in all. The samples hold every candidate."""
+    """The share for what nothing later repeats that keeps the most, float32 [layers, kv_heads]: 0 unless that is GAIN
+    more than without. The samples hold every candidate."""
     totals = []
     for share in SHARES:
         total = torch.zeros(weights.shape[1:])
@@ -100,10 +100,9 @@ def shares_of(samples: Sequence[Samples], weights: Tensor) -> Tensor:
                 score = reserved(own, -sample.like, sample.times, fraction, share)
                 total += kept(score, sample.damage, sample.times, fraction)
         totals.append(total)
-    result = torch.zeros(weights.shape[1:])
-    for share, total in zip(SHARES, totals, strict=True):
-        result = torch.where(total >= (1 - TOLERANCE) * totals[0], share, result)
-    return result
+    best = torch.stack(totals).max(dim=0)
+    worth = best.values >= (1 + GAIN) * totals[0]
+    return torch.where(worth, torch.tensor(SHARES)[best.indices], 0.0)
 
 
 @dataclass(frozen=True)
