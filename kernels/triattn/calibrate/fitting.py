@@ -14,9 +14,10 @@ from triattn.statistics import HIDDEN
 
 STEPS = 2500
 EPOCHS = 30
-"""Times that a candidate is looked at, at most: little text takes fewer steps."""
+"""Times that a candidate is looked at, at most: little text takes smaller batches."""
 BATCH = 4096
 """Candidates of each layer and KV head that a step looks at."""
+LEAST = 64
 RATE = 4e-3
 DECAY = 1e-3
 LARGEST = 1 << 23
@@ -50,8 +51,7 @@ def fit_probe(
     keys, age, like, target = (joined(name) for name in ("keys", "age", "like", "target"))
     weight = torch.cat([s.weight for s in samples]).to(device)
     rows, count = target.shape
-    size = max(min(BATCH, count, LARGEST // (rows * dim)), 1)
-    steps = max(min(steps, EPOCHS * count // size), 1)
+    size = max(min(BATCH, LARGEST // (rows * dim), EPOCHS * count // steps), min(LEAST, count))
 
     def batch(index: Tensor) -> Tensor:
         return inputs_of(keys[:, index], age[:, index], like[:, index])
