@@ -52,7 +52,11 @@ def _parser() -> argparse.ArgumentParser:
         "--tokens", type=_positive, metavar="N", help="tokens to measure (default: all of the text)"
     )
     parser.add_argument(
-        "--window", type=_positive, default=2048, metavar="N", help="tokens run at once (default: 2048)"
+        "--window",
+        type=_positive,
+        default=2048,
+        metavar="N",
+        help="tokens run at once; learning writes out a layer's attention over as many (default: 2048)",
     )
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, … (default: cuda where there is one)"

@@ -24,8 +24,6 @@ from triattn.statistics import Statistics, save
 
 # Largest relative error of a rotated query: a few roundings of the dtype that cos, sin and the product have.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-LEARN_WINDOW = 2048
-"""Tokens of which selection is learned at once: attention is written out there, all heads of a layer."""
 LEARN_LEAST = 400
 """Fewer are not worth it: scores are taken at half the length, past sinks and window, and then watched for a while."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -162,7 +160,7 @@ def _learn(
     scaling: float,
     options: Options,
 ) -> Selection:
-    """Selection learned from at most `options.learn` tokens, in pieces whose attention fits in memory."""
+    """Selection learned from at most `options.learn` tokens of the pieces, but from two at least."""
     assert geometry.rotary is not None
     shape = ModelShape(
         layer_ids=tuple(range(geometry.layers)),
@@ -174,10 +172,9 @@ def _learn(
         attention_scaling=scaling,
         pairing=geometry.rotary.pairing,
     )
-    short = [cut(piece, i, LEARN_WINDOW) for piece in pieces for i in range(0, len(piece), LEARN_WINDOW)]
     chosen, total = [], 0
-    for piece in short:
-        if len(piece) >= LEARN_LEAST and total + len(piece) <= max(options.learn, 2 * LEARN_WINDOW):
+    for piece in pieces:
+        if len(piece) >= LEARN_LEAST and total + len(piece) <= max(options.learn, 2 * options.window):
             chosen.append(piece)
             total += len(piece)
     options.progress("learn", 0, total)

@@ -125,7 +125,10 @@ export function calibrateCommand(): Command {
       "UTF-8 text to measure on, or .jsonl with prompt and completion in each line (default: text that comes with triattn)",
     )
     .option("--tokens <n>", "tokens to measure (default: all of the text)")
-    .option("--window <n>", "tokens run at once (default: 2048)")
+    .option(
+      "--window <n>",
+      "tokens run at once; learning writes out a layer's attention over as many (default: 2048)",
+    )
     .option("--learn <n>", "tokens that selection is learned from, 0: none (default: 16384)")
     .option(
       "--learn-more <term...>",
