@@ -281,3 +281,34 @@ def test_a_policy_takes_what_was_learned_or_does_without() -> None:
     reserve = torch.isposinf(compiled.final(ctx, 22)) & free
     pinned = (~free).sum(-1)
     assert torch.equal(reserve.sum(-1), ((22 - pinned) * share).long())
+
+
+def test_one_learned_term_needs_no_sums() -> None:
+    """With a probe alone and no reserve scores are the probe's, which keep what z-scores of it would keep."""
+    gen = torch.Generator().manual_seed(3)
+    auto = Policy.of(
+        document(
+            {"kind": "recency"},
+            normalize="each",
+            groupAggregation="mean",
+            selection="per_layer_per_head",
+            learned=True,
+            reserve={"share": 0.5, "terms": [{"kind": "superseded"}]},
+            pin={"prompt": False, "sinks": 0, "window": 2},
+        )
+    )
+    learned = {"learned_terms": ("probe",), "learned_weights": torch.ones(1, 2, 2)}
+    stats = statistics(SHAPE, gen)
+    alone, beside = (
+        SimpleNamespace(**vars(stats), **learned, learned_share=torch.full((2, 2), share))
+        for share in (0.0, 0.25)
+    )
+    plain, summed = auto.with_statistics(alone), auto.with_statistics(beside)
+    assert plain.normalize == "none" and not plain.reserve and plain.remembered
+    assert summed.normalize == "each" and summed.reserve
+    ctx = request(SHAPE, 40, gen, computed=60, statistics=alone)
+    summed = dataclasses.replace(summed, reserve=(), reserve_share=0)
+    assert torch.equal(plain.select(ctx, 22), summed.select(ctx, 22))
+    assert not torch.equal(plain.scores(ctx), summed.scores(ctx))
+    negative = SimpleNamespace(**{**vars(alone), "learned_weights": -torch.ones(1, 2, 2)})
+    assert auto.with_statistics(negative).normalize == "each"
