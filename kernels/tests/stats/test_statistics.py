@@ -237,7 +237,7 @@ def test_foreign_files(tmp_path: Path, path: Path) -> None:
     for missing in (tmp_path / "missing.safetensors", tmp_path):
         with pytest.raises(StatisticsError):
             Statistics.load(missing)
-    rewrite(path, format=5)
+    rewrite(path, format=4)
     with pytest.raises(StatisticsError, match="reads 1, 2, 3 and 5"):
         Statistics.load(path)
 
