@@ -2,6 +2,7 @@ import type { PresetName, Rule } from "@triattn/protocol";
 
 /** What presets keep, as the picker says it. */
 export const PRESETS: Readonly<Partial<Record<PresetName, string>>> = {
+  auto: "what calibration learned that later queries miss",
   triattention: "keys that future queries are expected to attend to",
   blend: "triattention and keydiff, added",
   keydiff: "keys unlike the others",
