@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.policies.builders import document, policy, request, shape, statistics
-from triattn.calibrate import damage, fitting
+from triattn.calibrate import damage
 from triattn.calibrate import learn as learning
 from triattn.calibrate.damage import DULL, SINKS, WINDOW, Samples, observe
 from triattn.calibrate.errors import CalibrationError
@@ -219,7 +219,6 @@ def test_a_reserve_must_be_worth_it() -> None:
 
 
 def test_learning_is_repeatable_and_says_what_it_cannot(model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fitting, "STEPS", 60)
     monkeypatch.setattr(fit_probe, "__kwdefaults__", {**fit_probe.__kwdefaults__, "steps": 60})
     stats = statistics(SHAPE, torch.Generator().manual_seed(1))
     pieces = [text(i, 320) for i in range(4)]

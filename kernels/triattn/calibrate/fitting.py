@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from triattn.calibrate.damage import Samples
-from triattn.policies.probe import NEAREST
+from triattn.policies.probe import beside_keys
 from triattn.statistics import HIDDEN
 
 STEPS = 2500
@@ -26,8 +26,7 @@ LARGEST = 1 << 23
 
 def inputs_of(keys: Tensor, age: Tensor, like: Tensor) -> Tensor:
     """What a probe looks at, float32 [rows, C, head_dim + 3]: see triattn.policies.probe."""
-    beside = (age.clamp(min=1).log(), like, (1 - like).clamp(min=NEAREST).log())
-    return torch.cat([keys.float(), torch.stack(beside, dim=-1)], dim=-1)
+    return torch.cat([keys.float(), torch.stack(beside_keys(age, like), dim=-1)], dim=-1)
 
 
 def fit_probe(

@@ -60,8 +60,7 @@ def fit(samples: Sequence[Samples]) -> Tensor:
 
 def with_probe(sample: Samples, probe: Tensor) -> Samples:
     """A sample with one more feature, the probe's z-scores among the candidates of each time."""
-    flat = (x.flatten(0, 1) for x in (sample.keys, sample.age, sample.like))
-    keys, age, like = flat
+    keys, age, like = (x.flatten(0, 1) for x in (sample.keys, sample.age, sample.like))
     scores = network(probe.flatten(0, 1), keys.float(), age, like)
     everything = torch.ones(1, 1, dtype=torch.bool)
     parts = [z_score(part, everything.expand(1, part.shape[1])) for part in scores.split(sample.times, -1)]

@@ -25,7 +25,7 @@ from triattn.statistics import Statistics, save
 # Largest relative error of a rotated query: a few roundings of the dtype that cos, sin and the product have.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 LEARN_LEAST = 400
-"""Fewer are not worth it: scores are taken at half the length, past sinks and window, and then watched for a while."""
+"""Fewer are not worth it: tokens are looked at past sinks and window, and then watched for a while."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 

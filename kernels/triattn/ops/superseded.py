@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from triattn import statistics
 from triattn.ops.common import (
     COMPUTED,
     EVICTED,
@@ -31,6 +32,7 @@ from triattn.ops.products import EPSILON, key_rows, load_dims
 from triattn.policies import probe as oracle
 
 NEAREST = tl.constexpr(oracle.NEAREST)
+BESIDE_KEYS = tl.constexpr(statistics.BESIDE_KEYS)
 PRECISION = tl.constexpr("ieee" if INTERPRETED else "tf32x3")
 
 
@@ -73,7 +75,7 @@ def foreseen(hidden, probe, age, like, HEAD_DIM: tl.constexpr, HIDDEN: tl.conste
     """Scores [TILE] of the network at `probe` (triattn.policies.probe) from what keys make of its HIDDEN units, ages
     and cosines [TILE]."""
     rows = probe + HEAD_DIM * HIDDEN + tl.arange(0, HIDDEN)
-    longest = tl.load(probe + (HEAD_DIM + 5) * HIDDEN)
+    longest = tl.load(probe + (HEAD_DIM + BESIDE_KEYS - 1) * HIDDEN)
     time = tl.minimum(tl.log(tl.maximum(age, 1).to(tl.float32)), longest)
     near = tl.log(tl.maximum(1.0 - like, NEAREST))
     hidden += time[:, None] * tl.load(rows)[None, :]
@@ -209,7 +211,7 @@ def superseded_kernel(
     previous, evicted = field(fields, request, PREVIOUS), field(fields, request, EVICTED)
     known = field(fields, request, KNOWN)
     out = raw + (row * CHANNELS + channel) * raw_stride16 * 16
-    matrix = probe + (layer * HEADS + head) * (HEAD_DIM + 6) * HIDDEN
+    matrix = probe + (layer * HEADS + head) * (HEAD_DIM + BESIDE_KEYS) * HIDDEN
     computed = field(fields, request, COMPUTED)
 
     # Once at least: where nothing is new, what is remembered is the score.

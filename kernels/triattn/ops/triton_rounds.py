@@ -283,7 +283,7 @@ class TritonRounds:
             (rows * anchor_cut[0] * dim * p.keydiff, torch.float32),
             (rows * 2 * move_stride, torch.int32),
             (self.choices, torch.int32),
-            (rows * stride * p.given, torch.float32),
+            (rows * stride * (p.given and not self._direct(max_resident)), torch.float32),
             (self.choices * stride * bool(self.policy.reserve), torch.float32),
             (rows * self.shape.group * stride * self._expects, torch.float32),
             (rows * self.shape.group * 2 * anchor_cut[0] * self._expects, torch.float32),
@@ -297,6 +297,10 @@ class TritonRounds:
 
     def _long(self, max_resident: int) -> bool:
         return max_resident > self.tuning.row_blocks[-1]
+
+    def _direct(self, max_resident: int) -> bool:
+        """Whether extras write raw scores. Long rows need their positions, which the score kernel fills in."""
+        return self.program.direct and not self._long(max_resident)
 
     def _final(self, max_resident: int) -> bool:
         """Whether the scores of choices are written out before the rows are selected."""
@@ -316,8 +320,7 @@ class TritonRounds:
     ) -> None:
         long = self._long(max_resident)
         if not self._noise_only(max_resident):
-            # Long rows need their positions, which the score kernel fills in.
-            direct = self.program.direct and not long
+            direct = self._direct(max_resident)
             if self.program.extras:
                 launch_extras(self, fields, tables, b, recent, direct)
             if self.program.keydiff:

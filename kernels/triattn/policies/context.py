@@ -182,6 +182,17 @@ class Round:
         """What terms made of a layer of this round, by term and layer: a policy and its reserve may share some."""
         return {}
 
+    def score(self, term: Any, layer: int) -> Tensor:
+        """A term's scores of a layer, made once a round."""
+        made = self.scores.get((term, layer))
+        if made is None:
+            if self.unfolded is not None and getattr(term, "names_heads", False):
+                made = torch.cat([term.score(self.unfolded, i) for i in range(self.unfolded.model.layers)])
+            else:
+                made = term.score(self, layer)
+            self.scores[term, layer] = made
+        return made
+
     @cached_property
     def folded(self) -> Round:
         """The same round with all layers' heads as those of one layer: terms score them in one go.

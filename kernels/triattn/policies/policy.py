@@ -264,7 +264,7 @@ class Policy:
         evictable = evictable.repeat_interleave(group, dim=0)
         total = torch.zeros(evictable.shape, dtype=torch.float32, device=evictable.device)
         for weight, term in terms:
-            part = _score(term, ctx, layer)
+            part = ctx.score(term, layer)
             if not term.per_query_head:
                 part = part.repeat_interleave(group, dim=0)
             factor = weight
@@ -279,18 +279,6 @@ class Policy:
 
     def _names(self, need: str) -> list[str]:
         return [type(t).__name__.lower() for t in self.all_terms if getattr(t, f"needs_{need}")]
-
-
-def _score(term: Term, ctx: Round, layer: int) -> Tensor:
-    """A term's scores, made once a round."""
-    made = ctx.scores.get((term, layer))
-    if made is None:
-        if ctx.unfolded is not None and getattr(term, "names_heads", False):
-            made = torch.cat([term.score(ctx.unfolded, i) for i in range(ctx.unfolded.model.layers)])
-        else:
-            made = term.score(ctx, layer)
-        ctx.scores[term, layer] = made
-    return made
 
 
 def _lacks(term: Term, statistics: QueryStatistics | None) -> bool:

@@ -16,6 +16,11 @@ REPEATS = Superseded("key")
 """The term whose cosine is one of the inputs: a policy with a probe remembers it."""
 
 
+def beside_keys(age: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What a probe looks at beside keys, from ages and cosines: log age, cosine, log distance."""
+    return age.clamp(min=1).float().log(), like, (1 - like).clamp(min=NEAREST).log()
+
+
 def network(probe: Tensor, keys: Tensor, age: Tensor, like: Tensor) -> Tensor:
     """Scores float32 [heads, N] of keys [heads, N, D], rotation undone, of age and cosines [heads, N].
 
@@ -23,8 +28,8 @@ def network(probe: Tensor, keys: Tensor, age: Tensor, like: Tensor) -> Tensor:
     """
     dim = keys.shape[-1]
     in_keys, (by_age, by_like, by_near, bias, out, longest) = probe[:, :dim], probe[:, dim:].unbind(1)
-    age = age.clamp(min=1).float().log().minimum(longest[:, :1])
-    near = (1 - like).clamp(min=NEAREST).log()
+    age, like, near = beside_keys(age, like)
+    age = age.minimum(longest[:, :1])
     hidden = torch.baddbmm(bias[:, None], keys, in_keys)
     for column, weights in ((age, by_age), (like, by_like), (near, by_near)):
         hidden = hidden + column[..., None] * weights[:, None]
@@ -50,8 +55,5 @@ class Probe:
         output, and the longest log t."""
         position = ctx.positions[layer]
         keys = rotation_undone(ctx.model, ctx.keys(layer), position)
-        like = ctx.scores.get((REPEATS, layer))
-        if like is None:
-            like = ctx.scores[REPEATS, layer] = REPEATS.score(ctx, layer)
         probe = ctx.statistics.learned_probe[layer].to(keys.device)  # type: ignore[union-attr]
-        return network(probe, keys, ctx.computed - position, -like)
+        return network(probe, keys, ctx.computed - position, -ctx.score(REPEATS, layer))
