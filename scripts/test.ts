@@ -116,12 +116,16 @@ try {
     say(`\n── ${stage.name}`);
     results.push(await runStage(stage));
   }
+  // Where only the end of a long log is kept, why a stage failed is in it.
+  for (const { name, end } of results.filter(({ failed, end }) => failed > 0 && end !== "")) {
+    say(`\n── ${name} failed; its last lines again:\n${end}`);
+  }
   say("");
   if (results.length > 0) table(results);
 } catch (error) {
   if (!(error instanceof SetupError)) throw error;
   say(`${error.message}\n→ ${error.remedy}`);
-  results.push({ name: "set-up", passed: 0, failed: 1, skipped: 0, seconds: 0 });
+  results.push({ name: "set-up", passed: 0, failed: 1, skipped: 0, seconds: 0, end: "" });
 } finally {
   rmSync(reports, { recursive: true, force: true });
 }

@@ -47,6 +47,14 @@ test("a stage without a report counts as one; one that cannot start, dies or fin
   expect(await of({ report, command: "false" })).toEqual([2, 1]);
 });
 
+test("its last lines are kept", async () => {
+  const stage = { name: "s", command: "bash", args: ["-c", "seq 130; echo end >&2; exit 1"] };
+  const { end } = await runStage(stage);
+  expect(end.split("\n")).toHaveLength(120);
+  expect(end).toContain("130");
+  expect(end).toContain("end");
+});
+
 test("a stage that hangs is killed, with what it started, and has failed", async () => {
   const pid = join(directory, "pid");
   const script = `sleep 600 & echo $! > ${pid}; wait`;

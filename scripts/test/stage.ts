@@ -1,5 +1,6 @@
 import { spawn } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
+import type { Readable } from "node:stream";
 
 export interface Counts {
   readonly passed: number;
@@ -21,6 +22,8 @@ export interface Stage {
 export interface Result extends Counts {
   readonly name: string;
   readonly seconds: number;
+  /** Its last lines, where its output goes to a file or a pipe; "" on a terminal. */
+  readonly end: string;
 }
 
 /** Counts of vitest's JSON report. A file that could not even be loaded counts as one failure. */
@@ -64,16 +67,38 @@ function killGroup(pid: number | undefined, signal: NodeJS.Signals): void {
   }
 }
 
+const LINES = 120;
+
+/** The last lines of what a child prints, kept while it is passed on. */
+class Tail {
+  #text = "";
+
+  readonly watch = (from: Readable | null, to: NodeJS.WritableStream): void => {
+    from?.setEncoding("utf8").on("data", (text: string) => {
+      to.write(text);
+      this.#text = `${this.#text}${text}`.slice(-200 * LINES);
+    });
+  };
+
+  get lines(): string {
+    return this.#text.trimEnd().split("\n").slice(-LINES).join("\n");
+  }
+}
+
 /** Runs a stage with its output passed through. Never throws: what goes wrong is a failure counted. */
 export async function runStage(stage: Stage): Promise<Result> {
   const started = performance.now();
+  const tail = new Tail();
+  const output = process.stdout.isTTY ? "inherit" : "pipe";
   const code = await new Promise<number>((resolve) => {
     const child = spawn(stage.command, stage.args, {
-      stdio: ["ignore", "inherit", "inherit"],
+      stdio: ["ignore", output, output],
       env: { ...process.env, ...stage.env },
       // A group of its own, so that one that hangs can be killed whole.
       detached: true,
     });
+    tail.watch(child.stdout, process.stdout);
+    tail.watch(child.stderr, process.stderr);
     let stoppedBy: NodeJS.Signals | undefined;
     const forward = (signal: NodeJS.Signals) => {
       stoppedBy = signal;
@@ -96,7 +121,8 @@ export async function runStage(stage: Stage): Promise<Result> {
     });
     child.once("close", (status) => resolve(status ?? 1));
   });
-  return { name: stage.name, seconds: (performance.now() - started) / 1000, ...counts(stage, code) };
+  const seconds = (performance.now() - started) / 1000;
+  return { name: stage.name, seconds, end: tail.lines, ...counts(stage, code) };
 }
 
 function counts({ report }: Stage, code: number): Counts {
