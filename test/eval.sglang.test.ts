@@ -37,7 +37,7 @@ test("tasks are evaluated in a real SGLang: rows of every arm, and proof that it
   writeFileSync(text, "a1b2c3d4e5\n".repeat(60));
   const what = ["--policy", "keydiff", "--keep", "1/4", "--tasks", "passcode,fidelity", "--lengths", "300"];
   const texts = ["--text", text, "--text-length", "320"];
-  const rows = ["--limit", "2", ...texts, "--out", join(directory, "rows.jsonl"), "--json"];
+  const rows = ["--limit", "2", ...texts, "--out", join(directory, "rows.jsonl"), "--json", "--whole"];
   const out = await triattn("eval", model, "--backend", "sglang", "--python", python, ...what, ...rows);
   const { engine, tasks } = JSON.parse(out.trim().split("\n").at(-1) ?? "");
   expect(engine).toEqual({ name: "sglang", version: "0.5.17", runner: "overlap" });
@@ -64,4 +64,15 @@ test("tasks are evaluated in a real SGLang: rows of every arm, and proof that it
     expect([arm, rounds, tokensEvicted]).toEqual([arm, 4, 2 * (112 + 64)]);
     expect(figures.nll).toBeCloseTo(tasks.fidelity.full.figures.nll, 0);
   }
+
+  // The model that comes along knows the task: arms that lose their way are not followed to the end.
+  const few = ["--keep", "1/16", "--window", "8", "--tasks", "recall", "--lengths", "600", "--limit", "3"];
+  const own = ["--backend", "sglang", "--python", python, "--json", "--out", join(directory, "own.jsonl")];
+  const ended = await triattn("eval", "tiny", ...few, ...own);
+  const { full, random, auto } = JSON.parse(ended.trim().split("\n").at(-1) ?? "").tasks.recall;
+  expect([full.exact, full.figures.right, random.exact]).toEqual([3, 1, 0]);
+  expect(auto.exact).toBeGreaterThanOrEqual(2);
+  expect(random.tokensGenerated).toBeLessThan(0.7 * full.tokensGenerated);
+  expect(random.rounds).toBeGreaterThanOrEqual(3);
+  expect(auto.rounds).toBeGreaterThan(random.rounds);
 }, 1_200_000);

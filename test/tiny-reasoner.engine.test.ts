@@ -72,7 +72,7 @@ test("a small model is trained on generated items, exported, read by transformer
     "--limit",
     "2",
   ];
-  const rows = ["--out", join(directory, "rows.jsonl"), "--json", "--python", python];
+  const rows = ["--out", join(directory, "rows.jsonl"), "--json", "--python", python, "--whole"];
   const out = await run(process.execPath, "--import", "tsx", bin, "eval", model, ...flags, ...rows);
   const { passcode } = JSON.parse(out.trim().split("\n").at(-1) ?? "").tasks;
   expect(Object.keys(passcode)).toEqual(["full", "random", "streaming", "keydiff"]);
@@ -81,4 +81,15 @@ test("a small model is trained on generated items, exported, read by transformer
     expect([arm, Number(result.rounds) > 0]).toEqual([arm, arm !== "full"]);
     expect([arm, Number(result.tokensEvicted) > 0]).toEqual([arm, arm !== "full"]);
   }
+
+  // The model that comes along knows the task: arms that lose their way are not followed to the end.
+  const few = ["--keep", "1/16", "--window", "8", "--tasks", "recall", "--lengths", "600", "--limit", "4"];
+  const own = ["--out", join(directory, "own.jsonl"), "--json", "--python", python];
+  const ended = await run(process.execPath, "--import", "tsx", bin, "eval", "tiny", ...few, ...own);
+  const { full, random, auto } = JSON.parse(ended.trim().split("\n").at(-1) ?? "").tasks.recall;
+  expect([full.exact, full.figures.right, random.exact]).toEqual([4, 1, 0]);
+  expect(auto.exact).toBeGreaterThanOrEqual(3);
+  expect(random.tokensGenerated).toBeLessThan(0.7 * full.tokensGenerated);
+  expect(random.rounds).toBeGreaterThanOrEqual(4);
+  expect(auto.rounds).toBeGreaterThan(random.rounds);
 }, 900_000);

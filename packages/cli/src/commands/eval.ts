@@ -47,6 +47,7 @@ export interface EvalFlags {
   python?: string;
   out?: string;
   resume?: string;
+  whole?: boolean;
   report?: string;
   verbose?: boolean;
   json?: boolean;
@@ -125,6 +126,10 @@ export function evalCommand(): Command {
     .option("--python <path>", "the Python that has the engine, or its environment's directory")
     .option("--out <file>", "keep finished rows in this new file (default: triattn-eval-TIME.jsonl)")
     .option("--resume <file>", "go on with a file of rows")
+    .option(
+      "--whole",
+      "generate on after a wrong token of an exact trace: slower, and it tells answers and tokens a second",
+    )
     .option("--report <directory>", "write report.json, report.txt and plots there")
     .option("--verbose", "show the engine's log")
     .option("--json", "end with one line of JSON instead of tables")
@@ -209,7 +214,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
   const settings = {
     model,
     backend: flags.backend,
-    ...{ seed, interval, window, limit: flags.limit },
+    ...{ seed, interval, window, limit: flags.limit, whole: flags.whole === true },
     arms: Object.fromEntries(
       arms.map(({ label, keep, pin, document, statistics }) => [label, { keep, pin, document, statistics }]),
     ),
@@ -296,7 +301,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
       command: ["triattn", ...process.argv.slice(2)].join(" "),
       model: name,
       engine: rows.batches.findLast(({ batch }) => batch.engine !== undefined)?.batch.engine ?? null,
-      ...{ seed, interval, window },
+      ...{ seed, interval, window, whole: flags.whole === true },
       seconds: Number(rows.batches.reduce((sum, { batch }) => sum + batch.seconds, 0).toFixed(1)),
       descriptions: Object.fromEntries(tasks.map((task) => [task.name, task.description])),
       measures: Object.fromEntries(tasks.map((task) => [task.name, task.measures])),
@@ -306,7 +311,8 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
     if (flags.report !== undefined) await save(flags.report, report);
     const idle = unfired(report);
     if (idle.length > 0) {
-      throw new NotCompressed(`no round fired: ${idle.join("; ")}; use longer tasks, or keep less`);
+      const remedy = flags.whole ? "" : ", or --whole where each trace is wrong before that";
+      throw new NotCompressed(`no round fired: ${idle.join("; ")}; use longer tasks, or keep less${remedy}`);
     }
     process.stdout.write(`${flags.json ? toJson(report) : table(report)}\n`);
     return 0;

@@ -1,5 +1,12 @@
 import { engineFlagValues } from "../serve/flags.ts";
-import { beforeLastStep, cpuThreads, type EngineNeeds, type EvalBackend, type Grown } from "./backend.ts";
+import {
+  beforeLastStep,
+  cpuThreads,
+  type EngineNeeds,
+  type EvalBackend,
+  type Grown,
+  STREAM_INTERVAL,
+} from "./backend.ts";
 import { sglangClient } from "./client-sglang.ts";
 
 /** Of its context and of its pool SGLang keeps a few tokens back, and cuts answers that would need them. */
@@ -26,6 +33,8 @@ export const sglang: EvalBackend = {
     const { profile, concurrency, interval, longest } = needs;
     return [
       ...["--port", "0", "--host", "127.0.0.1", "--served-model-name", served],
+      // Parts of an answer that is followed until it is wrong: a few tokens more, and a server that has time.
+      ...["--stream-interval", String(STREAM_INTERVAL)],
       // An arm must not find what another one computed.
       "--disable-radix-cache",
       ...["--max-running-requests", String(concurrency)],

@@ -45,6 +45,9 @@ export interface EvalBackend {
 export const cpuThreads = ({ OMP_NUM_THREADS }: NodeJS.ProcessEnv): string =>
   OMP_NUM_THREADS ?? String(Math.max(1, Math.floor(availableParallelism() / 2)));
 
+/** Tokens of a part of an answer that is streamed. */
+export const STREAM_INTERVAL = 16;
+
 /** Tokens of a block of the KV cache on a CPU. */
 export const CPU_BLOCK = 32;
 

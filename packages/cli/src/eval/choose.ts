@@ -26,6 +26,7 @@ export interface Choice {
   readonly temperature: number;
   readonly topP: number;
   readonly samples: number;
+  readonly whole?: boolean | undefined;
 }
 
 const traceNames = traceTasks.map(({ name }) => name);
@@ -76,7 +77,10 @@ export async function chooseTasks(choice: Choice): Promise<Task[]> {
           `needs a model of the tasks' own vocabulary, such as tiny; ${model} has another: use ${textNames.join(", ")}`,
         );
       }
-      return lengths.map((length) => exactTask(trace, { name: called(name, length), length, limit, seed }));
+      return lengths.map((length) => {
+        const whole = choice.whole === true;
+        return exactTask(trace, { name: called(name, length), length, limit, seed, whole });
+      });
     }
     if (name === "fidelity") {
       const length = choice.textLength;

@@ -1,5 +1,5 @@
 import { ConfigError } from "@triattn/control";
-import { EngineAnswer, type EngineClient, post, tokenizerOf } from "./client.ts";
+import { EngineAnswer, type EngineClient, isWrong, post, postStream, tell, tokenizerOf } from "./client.ts";
 import type { Item, PositionLogprobs, Reply } from "./task.ts";
 
 /** A log-probability as SGLang lists it: value, token id, text (not asked for). */
@@ -7,6 +7,7 @@ type Listed = readonly [logprob: number | null, token: number, text: string | nu
 
 interface Generated {
   readonly text: string;
+  /** All of them so far, also where an answer is streamed. */
   readonly output_ids?: readonly number[];
   readonly meta_info: {
     readonly finish_reason: {
@@ -56,6 +57,24 @@ function withoutLimit(error: unknown): never {
  * included. The budget is in `custom_params`, and `rid` is what the engine's events call the request.
  */
 export function sglangClient(url: string, model: string): EngineClient {
+  /** A generation that ends where it is wrong: what came by then. SGLang takes seconds to miss a client that left. */
+  const until = async (expected: readonly number[], body: object, id: string): Promise<Generated> => {
+    let last: Generated | undefined;
+    let wrong = false;
+    await postStream(url, "/generate", { ...body, stream: true }, undefined, (part) => {
+      const { error } = part as { error?: { message?: string } };
+      if (error !== undefined) throw new EngineAnswer(`the engine gave up on ${id}: ${error.message ?? ""}`);
+      const from = last?.output_ids?.length ?? 0;
+      last = part as Generated;
+      wrong = isWrong(last.output_ids ?? [], expected, from);
+      return wrong;
+    });
+    if (last === undefined) throw new EngineAnswer(`the engine's answer to ${id} is empty`);
+    const ended = last.meta_info.finish_reason != null;
+    if (!ended && !wrong) throw new EngineAnswer(`the engine's answer to ${id} has no end`);
+    if (!ended) await tell(url, "/abort_request", { rid: id });
+    return last;
+  };
   const complete = async (item: Item, budget: number, id: string): Promise<Reply> => {
     const body = {
       rid: id,
@@ -70,9 +89,15 @@ export function sglangClient(url: string, model: string): EngineClient {
         ? {}
         : { return_logprob: true, logprob_start_len: 0, top_logprobs_num: item.promptLogprobs }),
     };
-    const { text, output_ids: tokens, meta_info: about } = (await post(url, "/generate", body)) as Generated;
+    const { expected } = item;
+    const generated =
+      expected === undefined ? await post(url, "/generate", body) : await until(expected, body, id);
+    const { text, output_ids: tokens, meta_info: about } = generated as Generated;
     if (tokens === undefined) throw new EngineAnswer("the engine answered without token ids");
     const { type: finish = "", message, matched } = about.finish_reason ?? {};
+    if (expected !== undefined && about.finish_reason == null) {
+      return { text, tokens, finish: "wrong", promptLogprobs: null };
+    }
     // An end token that it puts in the place of one that is none looks like an end, too.
     if ((finish !== "stop" && finish !== "length") || matched === NOT_A_TOKEN) {
       throw new EngineAnswer(`the engine ended ${id} by ${finish}: ${message ?? matched ?? ""}`);

@@ -1,5 +1,15 @@
-import { EngineAnswer, type EngineClient, post, tokenizerOf } from "./client.ts";
+import { EngineAnswer, type EngineClient, isWrong, post, postStream, tokenizerOf } from "./client.ts";
 import type { Item, Reply } from "./task.ts";
+
+/** A part of a streamed completion, with the tokens that came since the last one; or what went wrong meanwhile. */
+interface Part {
+  readonly choices?: readonly {
+    readonly text: string;
+    readonly finish_reason: string | null;
+    readonly token_ids?: readonly number[] | null;
+  }[];
+  readonly error?: { readonly message?: string };
+}
 
 interface Completion {
   readonly choices: readonly {
@@ -12,6 +22,27 @@ interface Completion {
 
 /** vLLM by its OpenAI completions: prompts and answers as token ids, the budget in `vllm_xargs`. */
 export function vllmClient(url: string, model: string): EngineClient {
+  /** A completion that ends where it is wrong: vLLM aborts a request whose connection closes. */
+  const until = async (expected: readonly number[], body: object, id: string): Promise<Reply> => {
+    const tokens: number[] = [];
+    let text = "";
+    let finish: string | null = null;
+    let wrong = false;
+    await postStream(url, "/v1/completions", { ...body, stream: true }, id, (part) => {
+      const { choices, error } = part as Part;
+      if (error !== undefined) throw new EngineAnswer(`the engine gave up on ${id}: ${error.message ?? ""}`);
+      const [choice] = choices ?? [];
+      if (choice === undefined) return false;
+      const from = tokens.length;
+      tokens.push(...(choice.token_ids ?? []));
+      text += choice.text;
+      finish = choice.finish_reason ?? finish;
+      wrong = isWrong(tokens, expected, from);
+      return wrong;
+    });
+    if (finish === null && !wrong) throw new EngineAnswer(`the engine's answer to ${id} has no end`);
+    return { text, tokens, finish: finish ?? "wrong", promptLogprobs: null };
+  };
   const complete = async (item: Item, budget: number, id: string): Promise<Reply> => {
     const body = {
       model,
@@ -23,6 +54,7 @@ export function vllmClient(url: string, model: string): EngineClient {
       ...(item.promptLogprobs === undefined ? {} : { prompt_logprobs: item.promptLogprobs }),
       vllm_xargs: { triattn_budget: budget },
     };
+    if (item.expected !== undefined) return until(item.expected, body, id);
     const { choices } = (await post(url, "/v1/completions", body, id)) as Completion;
     const [choice] = choices;
     if (choice?.token_ids == null) throw new EngineAnswer("the engine answered without token ids");

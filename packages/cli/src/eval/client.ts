@@ -1,4 +1,6 @@
-import { Agent, request } from "node:http";
+import { Agent, type ClientRequest, type IncomingMessage, request } from "node:http";
+import { text } from "node:stream/consumers";
+import { createParser } from "eventsource-parser";
 import type { Item, Reply, Tokenizer } from "./task.ts";
 
 /** The engine answered, and not with what was asked for. */
@@ -26,36 +28,76 @@ export interface EngineClient {
 /** A connection a request: servers close idle ones after seconds, and a request that is sent just then is lost. */
 const agent = new Agent({ keepAlive: false, maxSockets: Number.POSITIVE_INFINITY });
 
-/** Not fetch: it gives up on answers that take longer than five minutes. */
-export function post(url: string, path: string, body: unknown, id?: string): Promise<unknown> {
+/** Not fetch: it gives up on answers that take longer than five minutes. Resolves once the engine begins to answer. */
+async function ask(
+  url: string,
+  path: string,
+  body: unknown,
+  id: string | undefined,
+): Promise<{ sent: ClientRequest; response: IncomingMessage }> {
   const data = JSON.stringify(body);
   const headers = {
     "content-type": "application/json",
     "content-length": Buffer.byteLength(data),
     ...(id === undefined ? {} : { "x-request-id": id }),
   };
-  return new Promise((resolve, reject) => {
-    const sent = request(`${url}${path}`, { method: "POST", headers, agent }, (response) => {
-      const chunks: Buffer[] = [];
-      response.on("data", (chunk: Buffer) => chunks.push(chunk));
-      response.on("error", reject);
-      response.once("end", () => {
-        const text = Buffer.concat(chunks).toString();
-        if (response.statusCode !== 200) {
-          const { statusCode = null } = response;
-          reject(new EngineAnswer(`the engine answered ${statusCode}: ${text.slice(0, 500)}`, statusCode));
-          return;
-        }
-        try {
-          resolve(JSON.parse(text));
-        } catch {
-          reject(new EngineAnswer(`the engine answered no JSON: ${text.slice(0, 200)}`));
-        }
-      });
-    });
+  const sent = request(`${url}${path}`, { method: "POST", headers, agent });
+  const response = await new Promise<IncomingMessage>((resolve, reject) => {
     sent.on("error", reject);
+    sent.once("response", resolve);
     sent.end(data);
   });
+  const { statusCode = null } = response;
+  if (statusCode === 200) return { sent, response };
+  const answer = await text(response);
+  throw new EngineAnswer(`the engine answered ${statusCode}: ${answer.slice(0, 500)}`, statusCode);
+}
+
+function parse(answer: string): unknown {
+  try {
+    return JSON.parse(answer);
+  } catch {
+    throw new EngineAnswer(`the engine answered no JSON: ${answer.slice(0, 200)}`);
+  }
+}
+
+export async function post(url: string, path: string, body: unknown, id?: string): Promise<unknown> {
+  const { response } = await ask(url, path, body, id);
+  return parse(await text(response));
+}
+
+/** Posts what is answered by its status alone. */
+export async function tell(url: string, path: string, body: unknown): Promise<void> {
+  const { response } = await ask(url, path, body, undefined);
+  await text(response);
+}
+
+/** As post, for an answer that comes in parts: `onPart` says by true that it has seen enough, and the connection closes. */
+export async function postStream(
+  url: string,
+  path: string,
+  body: unknown,
+  id: string | undefined,
+  onPart: (part: unknown) => boolean,
+): Promise<void> {
+  const { sent, response } = await ask(url, path, body, id);
+  const parts: string[] = [];
+  const parser = createParser({ onEvent: ({ data }) => parts.push(data) });
+  try {
+    for await (const chunk of response.setEncoding("utf8")) {
+      parser.feed(chunk as string);
+      for (const data of parts.splice(0)) {
+        if (data !== "[DONE]" && onPart(parse(data))) return;
+      }
+    }
+  } finally {
+    sent.destroy();
+  }
+}
+
+/** Whether one of the tokens, from an index on, is not the expected one. */
+export function isWrong(tokens: readonly number[], expected: readonly number[], from: number): boolean {
+  return tokens.slice(from).some((token, index) => token !== expected[from + index]);
 }
 
 /** The model's tokenizer, as the engine has it: both engines serve `/tokenize` in the same form. */

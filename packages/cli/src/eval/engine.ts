@@ -14,6 +14,8 @@ export interface Outcome {
   readonly reply: Reply;
   readonly rounds: number;
   readonly tokensEvicted: number;
+  /** Tokens whose keys and values were computed. */
+  readonly computed: number;
   /** Whether it grew so long that a round had to fire. */
   readonly due: boolean;
   readonly seconds: number;
@@ -156,6 +158,8 @@ export class EvalEngine {
       seconds: (answered - began) / 1000,
       rounds: finish?.rounds ?? 0,
       tokensEvicted: finish?.evictedTotal ?? 0,
+      // By the time an answer is known to be wrong there is more of it; of a whole one the last token never is computed.
+      computed: finish?.computed ?? item.prompt.length + reply.tokens.length - 1,
     };
   }
 

@@ -21,7 +21,7 @@ export interface Result {
   readonly tokensGenerated: number;
   /** Of the arm's batch, in which all tasks run beside one another; so is the next one. */
   readonly preemptions: number;
-  /** Prefill included; null where texts are scored, and where a run was resumed in the middle of it. */
+  /** Prefill included; null where texts are scored, requests end when they are wrong, or a run was resumed meanwhile. */
   readonly tokensPerSecond: number | null;
   /** Mean of each measure. */
   readonly figures: Readonly<Record<string, number>>;
@@ -43,6 +43,8 @@ export interface EvalReport {
   readonly seed: number;
   readonly interval: number;
   readonly window: number;
+  /** Whether exact traces were generated on after a wrong token. */
+  readonly whole: boolean;
   /** Of all batches; starts of engines aside. */
   readonly seconds: number;
   readonly descriptions: Readonly<Record<string, string>>;
@@ -113,7 +115,7 @@ export function summarize(
     tokensGenerated,
     preemptions: sum(ran.map(({ batch }) => batch.preemptions)),
     tokensPerSecond:
-      task.profile === "generate" && measured === tokensGenerated
+      task.profile === "generate" && task.untilWrong !== true && measured === tokensGenerated
         ? measured / sum(ran.map(({ batch }) => batch.seconds))
         : null,
     figures,

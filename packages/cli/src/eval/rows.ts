@@ -48,7 +48,7 @@ const Head = z.strictObject({ triattnEval: z.literal(1), settings: z.record(z.st
 const keyOf = ({ arm, task, id }: Pick<Row, "arm" | "task" | "id">) => JSON.stringify([arm, task, id]);
 
 /** Settings that files of before they had a name were written with. */
-const UNNAMED: Settings = { backend: "vllm" };
+const UNNAMED: Settings = { backend: "vllm", whole: true };
 
 /** Settings of which more may come: arms and tasks by name. What is there already has to stay as it is. */
 const OPEN = ["arms", "tasks"];

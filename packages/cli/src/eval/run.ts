@@ -137,7 +137,10 @@ async function runBatch(options: BatchOptions): Promise<void> {
   const work = [...items].flatMap(([task, due]) => due.map((item) => ({ task, item })));
   await pool(work, engine.concurrency, async ({ task, item }) => {
     const budget = budgetOf(arm.keep, item.sizes);
-    const { reply, rounds, tokensEvicted, due, seconds, answered } = await engine.request(item, budget);
+    const { reply, rounds, tokensEvicted, computed, due, seconds, answered } = await engine.request(
+      item,
+      budget,
+    );
     ended = Math.max(ended, answered);
     const { interval } = arm.document;
     if (due && (rounds === 0 || tokensEvicted === 0)) {
@@ -149,7 +152,6 @@ async function runBatch(options: BatchOptions): Promise<void> {
     if (arm.keep === null && rounds > 0) throw new NotCompressed(`the full arm compressed ${item.id}`);
     const key = `${task.name} ${item.id}`;
     if (arm.keep === null && task.needsFull) full.set(key, reply);
-    const computed = item.prompt.length + reply.tokens.length - 1;
     generated.set(task, (generated.get(task) ?? 0) + reply.tokens.length);
     const row: Row = {
       arm: arm.label,

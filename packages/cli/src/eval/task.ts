@@ -10,7 +10,7 @@ export interface Reply {
   readonly text: string;
   /** Generated token ids, the end token included where the engine gives it. */
   readonly tokens: readonly number[];
-  /** `stop`: it ended by itself. `length`: it was cut off. */
+  /** `stop`: it ended by itself. `length`: it was cut off. `wrong`: its client had seen enough. */
   readonly finish: string;
   /** One entry a prompt token, null for the first; only where the item asked for them. */
   readonly promptLogprobs: readonly (PositionLogprobs | null)[] | null;
@@ -24,6 +24,8 @@ export interface Item {
   /** What the budget is made from. */
   readonly sizes: Sizes;
   readonly maxTokens: number;
+  /** The tokens of its one right answer: with them a request ends at the first that is wrong. */
+  readonly expected?: readonly number[] | undefined;
   /** Whether to go on after the end token. */
   readonly sampling?: Readonly<Record<string, number | boolean>> | undefined;
   /** Log-probabilities wanted at every position of the prompt: this many of the most likely tokens. */
@@ -60,6 +62,8 @@ export interface Task {
   readonly profile: Profile;
   /** The first one is what reports and plots show. `exact` is 0 or 1 a row. */
   readonly measures: readonly Measure[];
+  /** Whether requests end at their first wrong token: how fast an arm is cannot be told from them. */
+  readonly untilWrong?: boolean;
   /** Longest request in tokens; null: the model's own limit. */
   readonly longest: number | null;
   items(tokenizer: Tokenizer): Promise<readonly Item[]>;

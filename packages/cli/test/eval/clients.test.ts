@@ -14,15 +14,29 @@ interface Asked {
   readonly body: Record<string, unknown>;
 }
 
-/** A server that answers everything with `answer`. */
+/** A server that answers everything with `answer`; parts of a stream where it is a list of them. */
 let answer: unknown;
+/** Parts that it sent before its client left. */
+let sent = 0;
 let asked: Asked[] = [];
 const server = createServer(async (message: IncomingMessage, response) => {
   let text = "";
   for await (const part of message) text += part;
   const id = message.headers["x-request-id"];
-  asked.push({ path: message.url, id: id as string | undefined, body: JSON.parse(text) });
-  response.end(JSON.stringify(answer));
+  const body = JSON.parse(text);
+  asked.push({ path: message.url, id: id as string | undefined, body });
+  const own = answer;
+  if (!Array.isArray(own) || body.stream !== true) {
+    response.end(JSON.stringify(own));
+    return;
+  }
+  let count = 0;
+  for (; count < own.length && !response.destroyed; count++) {
+    response.write(`data: ${JSON.stringify(own[count])}\n\n`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  sent = count;
+  response.end("data: [DONE]\n\n");
 });
 let url = "";
 
@@ -136,6 +150,56 @@ test("answers that are none, and answers that were cut, are errors", async () =>
   }
 });
 
+test("an answer is followed until it is wrong, and no further", async () => {
+  const traced: Item = { ...item, maxTokens: 20, expected: [8, 8, 8, 8, 1] };
+  const right = [[8, 8], [8], [8, 1]];
+  const wrong = [[8, 8], [8, 9], ...Array(40).fill([8])];
+  const upTo = (parts: readonly number[][], n: number) => parts.slice(0, n + 1).flat();
+  const last = (parts: readonly number[][], n: number) => n + 1 === parts.length;
+  const forVllm = (parts: number[][]) =>
+    parts.map((token_ids, n) => ({
+      choices: [{ text: "x", token_ids, finish_reason: last(parts, n) ? "stop" : null }],
+    }));
+  const forSglang = (parts: number[][]) =>
+    parts.map((_, n) => ({
+      text: "x",
+      output_ids: upTo(parts, n),
+      meta_info: { finish_reason: last(parts, n) ? { type: "stop" } : null },
+    }));
+  for (const [backend, parts] of [
+    [vllm, forVllm],
+    [sglang, forSglang],
+  ] as const) {
+    expect(await complete(backend, traced, 64, parts(right))).toMatchObject({
+      tokens: [8, 8, 8, 8, 1],
+      finish: "stop",
+    });
+    sent = 0;
+    expect(await complete(backend, traced, 64, parts(wrong))).toMatchObject({
+      tokens: [8, 8, 8, 9],
+      finish: "wrong",
+    });
+    expect(asked[0]?.body).toMatchObject({ stream: true });
+    await expect.poll(() => sent).toBeGreaterThan(0);
+    expect(sent).toBeLessThan(10);
+    // More than all of it is wrong, too.
+    expect(await complete(backend, traced, 64, parts([[8, 8, 8, 8], [8], [1]]))).toMatchObject({
+      tokens: [8, 8, 8, 8, 8],
+    });
+    const open = parts(right).slice(0, 2);
+    await expect(complete(backend, traced, 64, open)).rejects.toThrow("no end");
+    await expect(
+      complete(backend, traced, 64, [...open, { error: { message: "out of room" } }]),
+    ).rejects.toThrow("gave up on eval-7: out of room");
+  }
+  // SGLang would notice a client that left after seconds.
+  await complete(sglang, traced, 64, forSglang(wrong));
+  expect(asked.map(({ path, body }) => [path, body.rid])).toEqual([
+    ["/generate", "eval-7"],
+    ["/abort_request", "eval-7"],
+  ]);
+});
+
 test("a request has a connection of its own: an idle one may be closed just as the next is sent", async () => {
   const ports = new Set<number | undefined>();
   const note = (message: IncomingMessage) => ports.add(message.socket.remotePort);
@@ -225,7 +289,8 @@ test("SGLang's flags: a pool for whole requests on a CPU, chunks of one interval
   } as const;
   const plain = sglang.flags(needs, "s", false);
   expect(plain).toEqual([
-    ...["--port", "0", "--host", "127.0.0.1", "--served-model-name", "s", "--disable-radix-cache"],
+    ...["--port", "0", "--host", "127.0.0.1", "--served-model-name", "s"],
+    ...["--stream-interval", "16", "--disable-radix-cache"],
     ...["--max-running-requests", "4", "--context-length", "1000"],
   ]);
   const cpu = sglang.flags(needs, "s", true);

@@ -15,7 +15,17 @@ const SGLANG = ["--backend", "sglang"] as const;
 test("SGLang: the same rows and figures as vLLM from the same answers", async () => {
   using directory = new TemporaryDirectory();
   const run = (name: string, ...more: string[]) =>
-    evaluate(directory, "", "--json", "--tasks", "recall", "--out", join(directory.path, name), ...more);
+    evaluate(
+      directory,
+      "",
+      "--json",
+      "--whole",
+      "--tasks",
+      "recall",
+      "--out",
+      join(directory.path, name),
+      ...more,
+    );
   const here = await run("sglang.jsonl", ...SGLANG, "--verbose", "--", "--page-size", "4");
   const there = await run("vllm.jsonl");
   expect([here.code, there.code, here.stderr]).toEqual([0, 0, expect.stringContaining("24 of 24 rows")]);
@@ -23,7 +33,15 @@ test("SGLang: the same rows and figures as vLLM from the same answers", async ()
   // The user's flags come last.
   expect(JSON.parse(args ?? "").args.slice(2)).toEqual([
     ...["--port", expect.stringMatching(/^\d+$/), "--host", "127.0.0.1", "--served-model-name", "evaluated"],
-    ...["--disable-radix-cache", "--max-running-requests", "6", "--context-length", "1436"],
+    ...[
+      "--stream-interval",
+      "16",
+      "--disable-radix-cache",
+      "--max-running-requests",
+      "6",
+      "--context-length",
+      "1436",
+    ],
     ...["--page-size", "4"],
   ]);
   const { engine, tasks } = lastJson(here);
@@ -32,6 +50,18 @@ test("SGLang: the same rows and figures as vLLM from the same answers", async ()
     Object.fromEntries(Object.entries(all).map(([arm, { tokensPerSecond: _, ...rest }]) => [arm, rest]));
   expect(figures(tasks.recall)).toEqual(figures(lastJson(there).tasks.recall));
   expect(tasks.recall.keydiff.rounds).toBeGreaterThanOrEqual(6);
+}, 60_000);
+
+test("SGLang: a request is aborted at its first wrong token", async () => {
+  using directory = new TemporaryDirectory();
+  const rows = join(directory.path, "rows.jsonl");
+  const ran = await evaluate(directory, "", "--json", "--tasks", "recall", ...SGLANG, "--out", rows);
+  const { full, random, keydiff } = lastJson(ran).tasks.recall;
+  expect([ran.code, full.exact, keydiff.exact, random.exact]).toEqual([0, 6, 6, 0]);
+  expect(random.figures.right).toBeCloseTo(0.75, 1);
+  // Part by part, and no further.
+  expect(random.tokensGenerated).toBeLessThan(0.85 * full.tokensGenerated);
+  expect(random.rounds).toBeLessThan(keydiff.rounds);
 }, 60_000);
 
 test("SGLang: a died engine's rows are gone on with on the same engine only", async () => {

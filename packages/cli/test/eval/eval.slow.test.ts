@@ -34,9 +34,7 @@ test("arms and tasks through an engine; controls always run; one JSON object at 
   }
   expect(readdirSync(report).sort()).toEqual([
     "grammar-budget.svg",
-    "grammar-speed.svg",
     "recall-budget.svg",
-    "recall-speed.svg",
     "report.json",
     "report.txt",
   ]);
@@ -45,6 +43,36 @@ test("arms and tasks through an engine; controls always run; one JSON object at 
   expect(table).toMatch(/^WORSE than full KV: random on recall, exact -1 \(-1–-1\)$/m);
   expect(table).toMatch(/^BETTER than random eviction: keydiff on grammar, exact \+1 \(1–1\)$/m);
   expect(table).toMatch(/^keydiff .* same .* BETTER$/m);
+}, 60_000);
+
+test("a request ends at its first wrong token; --whole generates on, and tells answers and tokens a second", async () => {
+  using directory = new TemporaryDirectory();
+  const rows = join(directory.path, "rows.jsonl");
+  const asked = ["--json", "--tasks", "recall"];
+  const ended = await evaluate(directory, "", ...asked, "--out", rows);
+  const plots = join(directory.path, "report");
+  const files = ["--out", join(directory.path, "whole.jsonl"), "--report", plots];
+  const whole = await evaluate(directory, "", ...asked, "--whole", ...files);
+  const [first, second] = [ended, whole].map((ran) => lastJson(ran).tasks.recall);
+  for (const arm of ["full", "random", "streaming", "keydiff"]) {
+    expect(first[arm]).toMatchObject({
+      exact: second[arm].exact,
+      ci95: second[arm].ci95,
+      tokensPerSecond: null,
+    });
+    expect(first[arm].figures.right).toBe(second[arm].figures.right);
+    expect(second[arm].tokensPerSecond).toBeGreaterThan(0);
+  }
+  // Three quarters in, and what came with that token.
+  expect([first.random.exact, first.random.figures.right]).toEqual([0, expect.closeTo(0.75, 1)]);
+  expect(first.random.tokensGenerated).toBeLessThan(0.8 * second.random.tokensGenerated);
+  expect(first.random.rounds).toBeLessThan(second.random.rounds);
+  expect(first.full.tokensGenerated).toBe(second.full.tokensGenerated);
+  expect(Object.keys(first.full.figures)).toEqual(["exact", "right"]);
+  expect(Object.keys(second.full.figures)).toEqual(["exact", "answer", "right"]);
+  expect(readdirSync(plots)).toContain("recall-speed.svg");
+  const mixed = await evaluate(directory, "", "--tasks", "recall", "--whole", "--resume", rows);
+  expect([mixed.code, mixed.stderr]).toEqual([2, expect.stringMatching(/whole was false, is now true/)]);
 }, 60_000);
 
 test("an engine that dies half-way: exit code 4, finished rows kept, --resume goes on", async () => {
@@ -103,11 +131,18 @@ test("an engine that dies half-way: exit code 4, finished rows kept, --resume go
 
 test("two engines share an arm's requests, under the same policy; the same figures; both end with the run", async () => {
   using directory = new TemporaryDirectory();
-  const two = ["--engines", "2", "--verbose", "--out", join(directory.path, "two.jsonl")];
+  const two = ["--engines", "2", "--whole", "--verbose", "--out", join(directory.path, "two.jsonl")];
   const ran = await evaluate(directory, "", "--json", ...two);
   expect([ran.code, ran.stderr]).toEqual([0, expect.stringContaining("2 engines serve after")]);
   expect(lastJson(ran).engine).toEqual({ name: "vllm", version: "9.9.9", runner: "v1", count: 2 });
-  const alone = await evaluate(directory, "", "--json", "--out", join(directory.path, "one.jsonl"));
+  const alone = await evaluate(
+    directory,
+    "",
+    "--json",
+    "--whole",
+    "--out",
+    join(directory.path, "one.jsonl"),
+  );
   const figures = (of: Ran) =>
     Object.values<Record<string, Record<string, unknown>>>(lastJson(of).tasks).map((arms) =>
       Object.entries(arms).map(([arm, { exact, total, rounds, tokensEvicted, ci95, keptRatio }]) => [

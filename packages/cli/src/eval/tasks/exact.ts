@@ -8,6 +8,8 @@ export interface ExactOptions {
   readonly length: number;
   readonly limit: number;
   readonly seed: number;
+  /** Whether to generate on after a wrong token: only then is there an answer to grade. */
+  readonly whole: boolean;
 }
 
 /** Room beyond the right trace: a wrong one is cut off soon after it should have ended. */
@@ -16,7 +18,7 @@ const SLACK = 16;
 const LONGEST_PROMPT = 512;
 
 /** A task with exact traces, for the model of `examples/tiny-reasoner`: held-out items, greedy. */
-export function exactTask(task: TraceTask, { name, length, limit, seed }: ExactOptions): Task {
+export function exactTask(task: TraceTask, { name, length, limit, seed, whole }: ExactOptions): Task {
   const traces = new Map<string, Trace>();
   for (let index = 0; index < limit; index++) {
     const trace = drawTrace(task, { split: "heldout", seed, index, length });
@@ -28,9 +30,10 @@ export function exactTask(task: TraceTask, { name, length, limit, seed }: ExactO
     profile: "generate",
     measures: [
       { name: "exact", better: "more" },
-      { name: "answer", better: "more" },
+      ...(whole ? [{ name: "answer", better: "more" } as const] : []),
       { name: "right", better: "more" },
     ],
+    untilWrong: !whole,
     longest: LONGEST_PROMPT + length + SLACK,
     needsFull: false,
     items: async () =>
@@ -42,6 +45,7 @@ export function exactTask(task: TraceTask, { name, length, limit, seed }: ExactO
           prompt,
           sizes: { prompt: prompt.length, generated },
           maxTokens: generated + SLACK,
+          ...(whole ? {} : { expected: [...encode(trace.expected), EOS] }),
         };
       }),
     grade: (item, reply) => {
@@ -51,7 +55,7 @@ export function exactTask(task: TraceTask, { name, length, limit, seed }: ExactO
       const grade = gradeTrace(trace, decode(reply.tokens), ended);
       return {
         exact: Number(grade.exact),
-        answer: Number(grade.answer),
+        ...(whole ? { answer: Number(grade.answer) } : {}),
         right: grade.firstWrong === null ? 1 : grade.firstWrong / (trace.expected.length + 1),
       };
     },
