@@ -6,9 +6,9 @@ radians a token after scaling, with F = rotary dim / 2 (TriAttention, arXiv 2604
 has what calibration learned of selection, too: `learned_weights` [terms, layers, KV heads] and `learned_share`
 [layers, KV heads], the part of the free places that is reserved for distinct tokens. A file of format 3 has those or
 not, and `q_covariance` [3, layers, query heads, F]: the variances of the pre-rotary query's real and of its imaginary
-part, and their covariance. A file of format 5 has all that, and `learned_probe` [layers, KV heads, head dim + 6, 16],
-the network of the term `probe` (triattn.policies.probe); what was format 4 had a linear one and is no longer read. Its
-`__metadata__` has one key, `triattn`: a JSON object with the fields of `Metadata`.
+part, and their covariance. A file of format 5 has all that, and `learned_probe` [layers, KV heads, head dim + 6, hidden
+units], the network of the term `probe` (triattn.policies.probe); what was format 4 had a linear one and is no longer
+read. Its `__metadata__` has one key, `triattn`: a JSON object with the fields of `Metadata`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ TENSORS = ("q_mean_real", "q_mean_imag", "q_abs_mean", "inv_freq")
 LEARNED = ("learned_weights", "learned_share")
 COVARIANCE = "q_covariance"
 PROBE = "learned_probe"
-HIDDEN = 16
-"""Hidden units of a probe."""
+UNITS = (16, 32, 64)
+"""Hidden units that a probe may have; the first is calibration's choice where nobody makes one."""
 BESIDE_KEYS = 6
 """Rows of a probe beside those of a key's dimensions."""
 OPTIONAL = (*LEARNED, COVARIANCE, PROBE)
@@ -285,7 +285,7 @@ def _verify(stats: Statistics, torch: Any) -> None:
         "learned_weights": [len(terms), model.layers, model.kv_heads],
         "learned_share": [model.layers, model.kv_heads],
         COVARIANCE: [3, *whole],
-        PROBE: [model.layers, model.kv_heads, model.head_dim + BESIDE_KEYS, HIDDEN],
+        PROBE: [model.layers, model.kv_heads, model.head_dim + BESIDE_KEYS, _units(stats)],
     }
     for name, tensor in tensors.items():
         shape = shapes.get(name, whole)
@@ -317,6 +317,12 @@ def _verify(stats: Statistics, torch: Any) -> None:
         raise StatisticsError(
             f"inv_freq{where}", "other frequencies", f"not of its own parameters; {_REMEDY}"
         )
+
+
+def _units(stats: Statistics) -> int:
+    """Hidden units of the probe; the first of what they may be where that is not it."""
+    found = 0 if stats.learned_probe is None else stats.learned_probe.shape[-1]
+    return found if found in UNITS else UNITS[0]
 
 
 def _verify_covariance(

@@ -196,7 +196,7 @@ LEARNED_TERMS = ("superseded", "recency", "trig", "norm", "keydiff", "knorm", "v
 def statistics(spec: ModelSpec, seed: int = 0) -> Path:
     """A statistics file of the model's geometry with random numbers: what trig, norm and expected terms need."""
     from triattn.model import geometry, identity, inv_freq
-    from triattn.statistics import BESIDE_KEYS, HIDDEN, Learned, save
+    from triattn.statistics import BESIDE_KEYS, UNITS, Learned, save
 
     directory = checkpoint(spec)
     # Beside the checkpoint: vLLM loads every safetensors file in it.
@@ -220,7 +220,7 @@ def statistics(spec: ModelSpec, seed: int = 0) -> Path:
             ),
             "learned_share": torch.rand((spec.layers, spec.kv_heads), generator=generator),
             "learned_probe": torch.randn(
-                (spec.layers, spec.kv_heads, spec.head_dim + BESIDE_KEYS, HIDDEN), generator=generator
+                (spec.layers, spec.kv_heads, spec.head_dim + BESIDE_KEYS, UNITS[0]), generator=generator
             ),
         }
         save(

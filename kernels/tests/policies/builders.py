@@ -10,7 +10,7 @@ import torch
 
 from triattn import wire
 from triattn.policies import ModelShape, Policy, Round
-from triattn.statistics import BESIDE_KEYS, HIDDEN
+from triattn.statistics import BESIDE_KEYS, UNITS
 
 
 def document(*terms: dict[str, Any], **fields: Any) -> wire.PolicyDocument:
@@ -62,9 +62,10 @@ def statistics(model: ModelShape, generator: torch.Generator) -> SimpleNamespace
 
 
 def probes(model: ModelShape, generator: torch.Generator) -> torch.Tensor:
-    """Random networks of the term `probe`, whose inputs all matter, and whose longest age is e⁴."""
+    """Random networks of the term `probe`, as many units as the seed says; all inputs matter, the longest age is e⁴."""
     rows = (model.layers, model.kv_heads)
-    probe = torch.randn(*rows, model.head_dim + BESIDE_KEYS, HIDDEN, generator=generator)
+    units = UNITS[generator.initial_seed() % len(UNITS)]
+    probe = torch.randn(*rows, model.head_dim + BESIDE_KEYS, units, generator=generator)
     probe[:, :, : model.head_dim] *= model.head_dim**-0.5
     probe[:, :, -1] = 4.0
     return probe

@@ -12,7 +12,7 @@ import torch
 from tests.policies.builders import request, shape, statistics
 from triattn.policies import Round
 from triattn.policies.probe import NEAREST, Probe
-from triattn.statistics import HIDDEN
+from triattn.statistics import UNITS
 
 D, ROTARY = 12, 8
 
@@ -35,7 +35,7 @@ def derived(ctx: Round, layer: int, head: int, inv_freq: list[float], pairing: s
         inputs = [*x, min(math.log(ctx.computed - positions[i]), float(weights[D + 5, 0])), like]
         inputs.append(math.log(max(1 - like, NEAREST)))
         total = 0.0
-        for u in range(HIDDEN):
+        for u in range(weights.shape[1]):
             hidden = sum(value * float(weights[d, u]) for d, value in enumerate(inputs)) + float(
                 weights[D + 3, u]
             )
@@ -49,11 +49,12 @@ def angle(x: list[float], y: list[float]) -> float:
     return math.acos(max(-1.0, min(1.0, dot / (math.hypot(*x) * math.hypot(*y)))))
 
 
-@pytest.mark.parametrize("pairing", ["half", "interleaved"])
-def test_it_is_the_sum(pairing: str) -> None:
-    generator = torch.Generator().manual_seed(4)
+@pytest.mark.parametrize(("pairing", "seed"), [("half", 4), ("interleaved", 5), ("half", 6)])
+def test_it_is_the_sum(pairing: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
     this = shape(layers=2, kv_heads=2, group=2, head_dim=D, rotary_dim=ROTARY, pairing=pairing)
     ctx = request(this, 30, generator, computed=90, statistics=statistics(this, generator))
+    assert ctx.statistics.learned_probe.shape[-1] == UNITS[(seed + 1) % 3]
     for layer in range(2):
         found = Probe().score(ctx, layer)
         for head in range(2):

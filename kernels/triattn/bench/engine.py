@@ -65,7 +65,7 @@ def random_statistics(model: str) -> str:
     import torch
 
     from triattn.model import geometry, identity, inv_freq
-    from triattn.statistics import BESIDE_KEYS, HIDDEN, LEARNABLE, Learned, save
+    from triattn.statistics import BESIDE_KEYS, LEARNABLE, UNITS, Learned, save
 
     config = json.loads((Path(model) / "config.json").read_text())
     frequencies, _ = inv_freq(config)
@@ -81,7 +81,7 @@ def random_statistics(model: str) -> str:
         "inv_freq": frequencies,
         "learned_weights": torch.ones(len(LEARNABLE), *rows),
         "learned_share": torch.zeros(rows),
-        "learned_probe": torch.randn(*rows, config["head_dim"] + BESIDE_KEYS, HIDDEN) / 16,
+        "learned_probe": torch.randn(*rows, config["head_dim"] + BESIDE_KEYS, UNITS[0]) / 16,
     }
     path = Path(model).with_suffix(".statistics.safetensors")
     save(

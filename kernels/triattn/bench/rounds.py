@@ -24,7 +24,7 @@ from triattn.ops.queries import QueryRing
 from triattn.ops.triton_rounds import TritonRounds
 from triattn.plan import RoundPlan, cdiv
 from triattn.policies import ModelShape, Policy
-from triattn.statistics import BESIDE_KEYS, HIDDEN, LEARNABLE
+from triattn.statistics import BESIDE_KEYS, LEARNABLE, UNITS
 
 LAYERS, QUERY_HEADS, KV_HEADS, HEAD_DIM, BLOCK = 36, 32, 8, 128, 16
 ITEM = 2
@@ -55,7 +55,7 @@ class Statistics:
             q_mean_imag=imag,
             q_abs_mean=size,
             q_covariance=torch.stack([size, size, size / 2]) * size,
-            learned_probe=torch.randn(*rows, HEAD_DIM + BESIDE_KEYS, HIDDEN) * HEAD_DIM**-0.5,
+            learned_probe=torch.randn(*rows, HEAD_DIM + BESIDE_KEYS, UNITS[0]) * HEAD_DIM**-0.5,
             learned_weights=torch.ones(len(LEARNABLE), *rows),
             learned_share=torch.zeros(rows),
         )

@@ -10,7 +10,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
 
-from triattn.statistics import LEARNABLE_TOO
+from triattn.statistics import LEARNABLE_TOO, UNITS
 
 
 def _positive(text: str) -> int:
@@ -84,6 +84,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=LEARNABLE_TOO,
         metavar="TERM",
         help=f"further terms that weights are learned for, of {', '.join(LEARNABLE_TOO)} (default: none)",
+    )
+    parser.add_argument(
+        "--probe-units",
+        type=int,
+        default=UNITS[0],
+        choices=UNITS,
+        help=f"hidden units of a probe: more tell more apart, and cost a round more (default: {UNITS[0]})",
     )
     parser.add_argument(
         "--progress", choices=("text", "json"), default="text", help="json: one object a line on stdout"

@@ -4,7 +4,7 @@ On text, each layer's attention at some times is compared with what the cache th
 gone. What counts is the damage that losing token i does to the outputs o of the following queries,
 p / (1 − p) ‖v_i − o‖ with p its attention probability: exactly what dropping it and renormalising changes; and of them
 the largest (as KVzip, arXiv 2505.23416, takes the largest attention): a token that one query needs once is needed. A
-probe (triattn.policies.probe) is fitted to its logarithm; where further terms are asked for, a ridge regression weighs
+probe (triattn.policies.probe) is fitted to it; where further terms are asked for, a ridge regression weighs
 them and it. Text that it has not seen says how much of the damage is avoided by keeping the best of each score.
 """
 
@@ -25,7 +25,7 @@ from triattn.policies import ModelShape, QueryStatistics
 from triattn.policies.policy import z_score
 from triattn.policies.probe import network
 from triattn.policies.terms import terms_of
-from triattn.statistics import Learned
+from triattn.statistics import UNITS, Learned
 
 MEASURED = ("superseded", "recency", "trig", "norm", "keydiff", "knorm", "vnorm")
 """Terms whose ranking is reported beside what is learned, whether or not they get weights."""
@@ -122,11 +122,12 @@ def learn(
     progress: Callable[[int], None] = lambda tokens: None,
     fitting: Callable[[int, int], None] = lambda done, total: None,
     more: Sequence[str] = (),
+    units: int = UNITS[0],
 ) -> Selection:
     """Fit a probe on three of four pieces of text and compare what it keeps with other scores on the fourth.
 
-    `more`: terms of LEARNABLE_TOO that get weights beside the probe. `progress` gets the tokens looked at, `fitting`
-    the steps of the fit and all of them.
+    `more`: terms of LEARNABLE_TOO that get weights beside the probe. `units`: the probe's hidden units, one of UNITS.
+    `progress` gets the tokens looked at, `fitting` the steps of the fit and all of them.
 
     Raises CalibrationError for text with fewer than two pieces that are long enough, and for attention that cannot
     be replayed.
@@ -157,7 +158,9 @@ def learn(
         raise CalibrationError(
             "learn", tokens, "two pieces of text of 300 tokens or more are needed; give more text"
         )
-    probe = fit_probe(fitted, model.get_input_embeddings().weight.device, seed=SEED, progress=fitting)
+    probe = fit_probe(
+        fitted, model.get_input_embeddings().weight.device, units=units, seed=SEED, progress=fitting
+    )
     weights = torch.ones(1, *probe.shape[:2])
     if more:
         weights = fit([with_probe(sample, probe) for sample in fitted])

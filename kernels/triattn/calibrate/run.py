@@ -20,7 +20,7 @@ from triattn.calibrate.errors import CalibrationError
 from triattn.calibrate.learn import Selection, learn
 from triattn.calibrate.text import cut, own_documents, read_documents, windows
 from triattn.policies import ModelShape
-from triattn.statistics import Statistics, save
+from triattn.statistics import UNITS, Statistics, save
 
 # Largest relative error of a rotated query: a few roundings of the dtype that cos, sin and the product have.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
@@ -32,7 +32,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 @dataclass(frozen=True)
 class Options:
     """What to measure and how; `tokens` None: all of the text; `learn`: tokens that selection is learned from, with the
-    terms `learn_more` as further candidates.
+    terms `learn_more` as further candidates; `probe_units`: hidden units of the probe.
 
     See the command's help.
     """
@@ -48,6 +48,7 @@ class Options:
     license: str = ""
     learn: int = 16384
     learn_more: Sequence[str] = ()
+    probe_units: int = UNITS[0]
     progress: Callable[[str, int, int], None] = field(default=lambda phase, done, total: None)
     notice: Callable[[str], None] = field(default=lambda text: None)
 
@@ -186,6 +187,7 @@ def _learn(
         lambda done: options.progress("learn", done, total),
         lambda done, steps: options.progress("fit", done, steps),
         options.learn_more,
+        options.probe_units,
     )
 
 

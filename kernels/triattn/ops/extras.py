@@ -28,7 +28,7 @@ from triattn.policies.observed import Observed
 from triattn.policies.probe import REPEATS, Probe
 from triattn.policies.redundancy import Redundancy
 from triattn.policies.superseded import Superseded
-from triattn.statistics import HIDDEN
+from triattn.statistics import UNITS
 
 
 def launch_extras(
@@ -185,7 +185,7 @@ def _superseded(
             ADD=into["ADD"],
             PROBE=probe is not None,
             PROBE_ADD=into["ADD"] or (given and extra is not None),
-            HIDDEN=HIDDEN,
+            HIDDEN=UNITS[0] if probe is None else probe.constants.shape[-1],
             TILE=rounds.tuning.anchor_tile,
             NEW=rounds.tuning.superseded_new,
             num_warps=rounds.tuning.superseded_warps,

@@ -24,7 +24,7 @@ def beside_keys(age: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def network(probe: Tensor, keys: Tensor, age: Tensor, like: Tensor) -> Tensor:
     """Scores float32 [heads, N] of keys [heads, N, D], rotation undone, of age and cosines [heads, N].
 
-    `probe` is float32 [heads, D + 6, 16]: see `Probe`.
+    `probe` is float32 [heads, D + 6, units]: see `Probe`.
     """
     dim = keys.shape[-1]
     in_keys, (by_age, by_like, by_near, bias, out, longest) = probe[:, :dim], probe[:, dim:].unbind(1)
@@ -50,7 +50,7 @@ class Probe:
     reads_keys = True
 
     def score(self, ctx: Round, layer: int) -> Tensor:
-        """float32 [kv_heads, N]. Needs `learned_probe`, float32 [layers, kv_heads, head_dim + 6, 16]: by hidden unit
+        """float32 [kv_heads, N]. Needs `learned_probe`, float32 [layers, kv_heads, head_dim + 6, units]: by hidden unit
         the weights of the key's dimensions, of the age, of c and of log(1 − c), the bias, the weight of the unit's
         output, and the longest log t."""
         position = ctx.positions[layer]

@@ -42,6 +42,7 @@ const Options = z.strictObject({
   window: whole.optional(),
   learn: orNone.optional(),
   learnMore: z.array(z.enum(LEARNABLE_TOO)).optional(),
+  probeUnits: z.enum(["16", "32", "64"]).optional(),
   device: z.string().min(1).optional(),
   dtype: z.enum(["auto", "float32", "bfloat16", "float16"]).optional(),
   name: z.string().min(1).optional(),
@@ -64,13 +65,14 @@ function parse(given: unknown): z.infer<typeof Options> {
 
 async function calibrate(model: string, given: unknown): Promise<void> {
   const options = parse(given);
-  const { json, python: named, text = [], out: wanted, learnMore = [], ...rest } = options;
+  const { json, python: named, text = [], out: wanted, learnMore = [], probeUnits, ...rest } = options;
   const out = resolve(wanted ?? join(userStatisticsDirectory(), statisticsFileName(options.name ?? model)));
   if (wanted === undefined) await onDisk(out, () => mkdirSync(dirname(out), { recursive: true }));
   const { python } = await findEngine(named);
   const path = [await pluginDirectory(), process.env.PYTHONPATH].filter(Boolean).join(delimiter);
   const flags = Object.entries(rest).flatMap(([name, value]) => [`--${name}`, String(value)]);
   const files = text.length > 0 ? ["--text", ...text] : [];
+  const units = probeUnits === undefined ? [] : ["--probe-units", probeUnits];
   const more = learnMore.length > 0 ? ["--learn-more", ...learnMore] : [];
 
   const rate = new Rate();
@@ -91,7 +93,7 @@ async function calibrate(model: string, given: unknown): Promise<void> {
   };
   process.on("SIGINT", stop).on("SIGTERM", stop);
   try {
-    const args = [model, "--out", out, ...flags, ...more, ...files];
+    const args = [model, "--out", out, ...flags, ...units, ...more, ...files];
     const environment = { ...process.env, PYTHONPATH: path };
     const result = await runCalibration(python, args, environment, report, controller.signal);
     if (json) line(result);
@@ -133,6 +135,10 @@ export function calibrateCommand(): Command {
     .option(
       "--learn-more <term...>",
       `terms to learn weights for beside the probe: ${LEARNABLE_TOO.join(", ")} (default: none)`,
+    )
+    .option(
+      "--probe-units <n>",
+      "hidden units of a probe, 16, 32 or 64: more tell more apart, and cost a round more (default: 16)",
     )
     .option("--device <device>", "cpu, cuda, cuda:1, … (default: cuda where there is one)")
     .option(

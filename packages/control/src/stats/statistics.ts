@@ -16,7 +16,7 @@ const COVARIANCE = "q_covariance";
 /** Of format 5, beside those: the network of the term `probe`. What was format 4 had a linear one. */
 const PROBE = "learned_probe";
 /** Hidden units of a probe, and its rows beside those of a key's dimensions. */
-const HIDDEN = 16;
+const UNITS: readonly number[] = [16, 32, 64];
 const BESIDE_KEYS = 6;
 const OPTIONAL = [...LEARNED, COVARIANCE, PROBE] as const;
 type TensorName = (typeof TENSORS)[number] | (typeof OPTIONAL)[number];
@@ -75,7 +75,7 @@ export interface StatisticsTensors {
   learned_share?: Float32Array;
   /** [3, layers, queryHeads, F]: variances of the real and of the imaginary part, and their covariance. */
   q_covariance?: Float32Array;
-  /** [layers, kvHeads, headDim + 6, 16]: see the term `probe`. */
+  /** [layers, kvHeads, headDim + 6, hidden units]: see the term `probe`. */
   learned_probe?: Float32Array;
 }
 
@@ -148,14 +148,23 @@ function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
   return metadata.data;
 }
 
-function shapesOf({ model, learned }: StatisticsMetadata, bands: number): (name: TensorName) => number[] {
+/** Hidden units of a probe; the least of what they may be where there are as many as cannot be. */
+function unitsOf(found: number | undefined): number {
+  return UNITS.includes(found ?? 0) ? (found as number) : (UNITS[0] as number);
+}
+
+function shapesOf(
+  { model, learned }: StatisticsMetadata,
+  bands: number,
+  units: number,
+): (name: TensorName) => number[] {
   const { layers, queryHeads, kvHeads } = model;
   const others: Partial<Record<TensorName, number[]>> = {
     inv_freq: [bands],
     learned_weights: [learned?.terms.length ?? 0, layers, kvHeads],
     learned_share: [layers, kvHeads],
     q_covariance: [3, layers, queryHeads, bands],
-    learned_probe: [layers, kvHeads, model.headDim + BESIDE_KEYS, HIDDEN],
+    learned_probe: [layers, kvHeads, model.headDim + BESIDE_KEYS, units],
   };
   return (name) => others[name] ?? [layers, queryHeads, bands];
 }
@@ -210,7 +219,8 @@ function readTensors(file: Safetensors, metadata: StatisticsMetadata, path: stri
       `probe and ${PROBE} go together; ${REMEDY}`,
     );
   }
-  const shapes = shapesOf(metadata, rotary.dim / 2);
+  const units = file.tensors.get(PROBE)?.shape.at(-1);
+  const shapes = shapesOf(metadata, rotary.dim / 2, unitsOf(units));
   const read = (name: TensorName): Float32Array => {
     const shape = shapes(name);
     const info = file.tensors.get(name);
@@ -353,7 +363,9 @@ export function saveStatistics(
     ...origin,
     learned,
   };
-  const shapes = shapesOf(metadata, tensors.inv_freq.length);
+  const rows = model.layers * model.kvHeads * (model.headDim + BESIDE_KEYS);
+  const units = (tensors.learned_probe?.length ?? 0) / rows;
+  const shapes = shapesOf(metadata, tensors.inv_freq.length, unitsOf(units));
   const data = encodeSafetensors(
     present.map(([name, tensor]) => [name, shapes(name), tensor]),
     { triattn: JSON.stringify(metadata) },

@@ -97,18 +97,18 @@ test.each([
   expect(message).toContain(words);
 });
 
-const probed = () => ({
+const probed = (units = 16) => ({
   ...learnedTensors(),
   ...covariance(),
-  learned_probe: Float32Array.from({ length: 4 * (8 + 6) * 16 }, (_, i) => i / 8 - 2),
+  learned_probe: Float32Array.from({ length: 4 * (8 + 6) * units }, (_, i) => i / 8 - 2),
 });
 const withProbe = { ...learned, terms: ["trig", "probe"] as ("trig" | "probe")[] };
 
-test("a probe comes along", () => {
+test.each([16, 32, 64])("a probe of %d units comes along", (units) => {
   const path = join(temporaryDirectory(), "probe.safetensors");
-  saveTiny(path, { tensors: probed(), learned: withProbe });
+  saveTiny(path, { tensors: probed(units), learned: withProbe });
   const { metadata, tensors } = loadStatistics(path);
-  expect(tensors).toStrictEqual(probed());
+  expect(tensors).toStrictEqual(probed(units));
   expect(metadata.format).toBe(5);
   expect([hasProbe(metadata), hasCovariance(metadata)]).toEqual([true, true]);
 });
@@ -125,9 +125,9 @@ test("a probe and its term go together", () => {
     );
   }
   const short = { ...probed(), learned_probe: new Float32Array(4) };
-  expect(errorOf(() => saveTiny(path, { tensors: short, learned: withProbe })).message).toContain(
-    "learned_probe",
-  );
+  for (const tensors of [short, probed(8), probed(48)]) {
+    expect(errorOf(() => saveTiny(path, { tensors, learned: withProbe })).message).toContain("learned_probe");
+  }
 });
 
 test("a term expected is not learned without covariances", () => {
