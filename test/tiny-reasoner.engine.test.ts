@@ -83,7 +83,7 @@ test("a small model is trained on generated items, exported, read by transformer
   }
 
   // The model that comes along knows the task: arms that lose their way are not followed to the end.
-  const few = ["--keep", "1/16", "--window", "8", "--tasks", "recall", "--lengths", "600", "--limit", "4"];
+  const few = ["--keep", "1/8", "--window", "8", "--tasks", "recall", "--lengths", "600", "--limit", "4"];
   const own = ["--out", join(directory, "own.jsonl"), "--json", "--python", python];
   const ended = await run(process.execPath, "--import", "tsx", bin, "eval", "tiny", ...few, ...own);
   const { full, random, auto } = JSON.parse(ended.trim().split("\n").at(-1) ?? "").tasks.recall;
