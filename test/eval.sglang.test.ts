@@ -5,6 +5,7 @@ import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, expect, test } from "vitest";
 import { python, sglangOnCpu } from "./fixtures/sglang.ts";
+import { expectEndedAtWrong } from "./fixtures/traces.ts";
 
 const root = join(import.meta.dirname, "..");
 const directory = mkdtempSync(join(tmpdir(), "triattn-eval-sglang-"));
@@ -65,14 +66,8 @@ test("tasks are evaluated in a real SGLang: rows of every arm, and proof that it
     expect(figures.nll).toBeCloseTo(tasks.fidelity.full.figures.nll, 0);
   }
 
-  // The model that comes along knows the task: arms that lose their way are not followed to the end.
   const few = ["--keep", "1/16", "--window", "8", "--tasks", "recall", "--lengths", "600", "--limit", "3"];
   const own = ["--backend", "sglang", "--python", python, "--json", "--out", join(directory, "own.jsonl")];
   const ended = await triattn("eval", "tiny", ...few, ...own);
-  const { full, random, auto } = JSON.parse(ended.trim().split("\n").at(-1) ?? "").tasks.recall;
-  expect([full.exact, full.figures.right, random.exact]).toEqual([3, 1, 0]);
-  expect(auto.exact).toBeGreaterThanOrEqual(2);
-  expect(random.tokensGenerated).toBeLessThan(0.7 * full.tokensGenerated);
-  expect(random.rounds).toBeGreaterThanOrEqual(3);
-  expect(auto.rounds).toBeGreaterThan(random.rounds);
+  expectEndedAtWrong(JSON.parse(ended.trim().split("\n").at(-1) ?? "").tasks.recall, 3);
 }, 1_200_000);

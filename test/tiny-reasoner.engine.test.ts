@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, expect, test } from "vitest";
+import { expectEndedAtWrong } from "./fixtures/traces.ts";
 
 const root = join(import.meta.dirname, "..");
 const python =
@@ -82,14 +83,8 @@ test("a small model is trained on generated items, exported, read by transformer
     expect([arm, Number(result.tokensEvicted) > 0]).toEqual([arm, arm !== "full"]);
   }
 
-  // The model that comes along knows the task: arms that lose their way are not followed to the end.
   const few = ["--keep", "1/8", "--window", "8", "--tasks", "recall", "--lengths", "600", "--limit", "4"];
   const own = ["--out", join(directory, "own.jsonl"), "--json", "--python", python];
   const ended = await run(process.execPath, "--import", "tsx", bin, "eval", "tiny", ...few, ...own);
-  const { full, random, auto } = JSON.parse(ended.trim().split("\n").at(-1) ?? "").tasks.recall;
-  expect([full.exact, full.figures.right, random.exact]).toEqual([4, 1, 0]);
-  expect(auto.exact).toBeGreaterThanOrEqual(3);
-  expect(random.tokensGenerated).toBeLessThan(0.7 * full.tokensGenerated);
-  expect(random.rounds).toBeGreaterThanOrEqual(4);
-  expect(auto.rounds).toBeGreaterThan(random.rounds);
+  expectEndedAtWrong(JSON.parse(ended.trim().split("\n").at(-1) ?? "").tasks.recall, 4);
 }, 900_000);

@@ -181,27 +181,42 @@ def test_fit_finds_weights_and_signs() -> None:
     torch.testing.assert_close(unit[..., 0], wanted / wanted.norm(dim=0), rtol=0.1, atol=0.05)
 
 
-@pytest.mark.parametrize("units", [16, 32])
-def test_a_probe_finds_what_is_no_sum(units: int) -> None:
+def test_a_probe_finds_what_is_no_sum() -> None:
     """Of keys' first dimension only while they are young, and only where nothing repeats them."""
 
+    def log(keys, age, like):
+        return torch.where((age < 100) & (like < 0.5), 2 * keys[..., 0], -1.0)
+
+    probe = fit_probe([planted(i, log) for i in range(20)], torch.device("cpu"), steps=1500)
+    assert probe.shape == (2, 1, 4 + BESIDE_KEYS, UNITS[0])
+    other = planted(9, log)
+    found = with_probe(other, probe).features[3]
+    for part, wanted in zip(found.split([150, 250], -1), other.target.split([150, 250], -1), strict=True):
+        for layer in range(2):
+            assert float(torch.corrcoef(torch.stack([part[layer, 0], wanted[layer, 0]]))[0, 1]) > 0.6
+    again = fit_probe([planted(i, log) for i in range(20)], torch.device("cpu"), steps=1500)
+    assert torch.equal(probe, again)
+
+
+def test_half_of_a_larger_probe_finds_the_damage_itself() -> None:
     def log(keys, age, like):
         return torch.where((age < 100) & (like < 0.5), 1 + keys[..., 0], -1.0)
 
     samples, device = [planted(i, log) for i in range(20)], torch.device("cpu")
-    probe = fit_probe(samples, device, units=units, steps=1500)
-    assert probe.shape == (2, 1, 4 + BESIDE_KEYS, units)
+    probe = fit_probe(samples, device, units=32, steps=1500)
+    assert probe.shape == (2, 1, 4 + BESIDE_KEYS, 32)
+    # The first half is a probe of half the size.
+    assert torch.equal(probe[..., :16], fit_probe(samples, device, steps=1500))
     other = planted(9, log)
-    possible = kept(other.damage, other.damage, other.times, 0.125)
-    found = kept(with_probe(other, probe).features[3], other.damage, other.times, 0.125)
-    chance = kept(torch.rand(other.damage.shape), other.damage, other.times, 0.125)
-    assert bool((found > 0.75 * possible).all()) and bool((found > 1.5 * chance).all()), (found, possible)
-    assert torch.equal(probe, fit_probe(samples, device, units=units, steps=1500))
-    if units == 32:
-        # Half of it foretells the logarithm, as a probe of half the size; the other half what it is the logarithm of.
-        assert torch.equal(probe[..., :16], fit_probe(samples, device, steps=1500))
-        half = kept(with_probe(other, probe[..., 16:]).features[3], other.damage, other.times, 0.125)
-        assert bool((half > 0.75 * possible).all()), (half, possible)
+
+    def avoided(scores):
+        return kept(scores, other.damage, other.times, 0.125)
+
+    possible, chance = avoided(other.damage), avoided(torch.rand(other.damage.shape))
+    for part in (probe, probe[..., 16:]):
+        found = avoided(with_probe(other, part).features[3])
+        assert bool((found > 0.75 * possible).all()) and bool((found > 1.5 * chance).all()), (found, possible)
+    assert torch.equal(probe, fit_probe(samples, device, units=32, steps=1500))
 
 
 def test_what_is_kept_is_a_part_of_the_use() -> None:

@@ -46,46 +46,47 @@ def fit_probe(
     root mean square in the layer and head; the score is the sum of both. The logarithm alone spends a network on
     telling little from less, the damage alone on the few largest. The same bits for the same samples, seed and machine.
     """
-    sizes = [units] if units == UNITS[0] else [units // 2, units // 2]
-    parts = []
-    for number, size in enumerate(sizes):
-        parts.append(
-            _fit(
-                samples,
-                device,
-                "damage" if number else "target",
-                size,
-                seed + number,
-                steps,
-                lambda done, _, before=number * steps: progress(before + done, len(sizes) * steps),
-            )
-        )
-    return torch.cat(parts, dim=-1)
-
-
-def _fit(
-    samples: Sequence[Samples],
-    device: torch.device,
-    goal: str,
-    units: int,
-    seed: int,
-    steps: int,
-    progress: Callable[[int, int], None],
-) -> Tensor:
-    """A network of `units` that foretells the samples' field `goal`. AdamW with a falling rate."""
-    generator = torch.Generator().manual_seed(seed)
-    layers, heads, _, dim = samples[0].keys.shape
 
     def joined(name: str) -> Tensor:
         return torch.cat([getattr(s, name).flatten(0, 1) for s in samples], dim=1).to(device)
 
-    keys, age, like, target = (joined(name) for name in ("keys", "age", "like", goal))
+    keys, age, like = (joined(name) for name in ("keys", "age", "like"))
     weight = torch.cat([s.weight for s in samples]).to(device)
-    rows, count = target.shape
-    large = torch.inf
-    if goal == "damage":
-        target /= ((weight * target.square()).sum(-1, keepdim=True) / weight.sum()).sqrt().clamp(min=1e-12)
-        large = LARGE
+    goals = [(joined("target"), torch.inf)]
+    if units > UNITS[0]:
+        damage = joined("damage")
+        mean_square = (weight * damage.square()).sum(-1, keepdim=True) / weight.sum()
+        goals.append((damage / mean_square.sqrt().clamp(min=1e-12), LARGE))
+    parts = [
+        _fit(
+            *(keys, age, like, weight, goal, large),
+            units=units // len(goals),
+            seed=seed + number,
+            steps=steps,
+            progress=lambda done, before=number * steps: progress(before + done, len(goals) * steps),
+        )
+        for number, (goal, large) in enumerate(goals)
+    ]
+    return torch.cat(parts, dim=-1).unflatten(0, samples[0].keys.shape[:2]).float().cpu().contiguous()
+
+
+def _fit(
+    keys: Tensor,
+    age: Tensor,
+    like: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    large: float,
+    *,
+    units: int,
+    seed: int,
+    steps: int,
+    progress: Callable[[int], None],
+) -> Tensor:
+    """Networks [rows, head_dim + 6, units] that foretell `target` [rows, candidates]: AdamW with a falling rate, under
+    Huber's loss where errors from `large` on count by their size."""
+    generator, device = torch.Generator().manual_seed(seed), keys.device
+    rows, count, dim = keys.shape
     size = max(min(BATCH, LARGEST // (rows * dim), EPOCHS * count // steps), min(LEAST, count))
 
     def batch(index: Tensor) -> Tensor:
@@ -123,10 +124,9 @@ def _fit(
         loss.backward()
         optimizer.step()
         if step % 50 == 49 or step + 1 == steps:
-            progress(step + 1, steps)
+            progress(step + 1)
     with torch.no_grad():
         into = into / spread.transpose(1, 2)
         bias = bias - centre @ into
         longest = age.amax().log().expand(rows, 1, units)
-        probe = torch.cat([into, bias, out.transpose(1, 2), longest], dim=1)
-    return probe.unflatten(0, (layers, heads)).float().cpu().contiguous()
+        return torch.cat([into, bias, out.transpose(1, 2), longest], dim=1)

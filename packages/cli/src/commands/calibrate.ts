@@ -51,13 +51,16 @@ const Options = z.strictObject({
   json: z.boolean().default(false),
 });
 
+/** The flag of an option by its name here. */
+const flagOf = (name: string) => `--${name.replaceAll(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`;
+
 function parse(given: unknown): z.infer<typeof Options> {
   const parsed = Options.safeParse(given);
   if (parsed.success) return parsed.data;
   const [issue] = parsed.error.issues;
   const field = String(issue?.path[0] ?? "options");
   throw new ConfigError(
-    `--${field}`,
+    flagOf(field),
     (given as Record<string, unknown>)[field],
     issue?.message ?? "cannot be used",
   );
@@ -65,14 +68,13 @@ function parse(given: unknown): z.infer<typeof Options> {
 
 async function calibrate(model: string, given: unknown): Promise<void> {
   const options = parse(given);
-  const { json, python: named, text = [], out: wanted, learnMore = [], probeUnits, ...rest } = options;
+  const { json, python: named, text = [], out: wanted, learnMore = [], ...rest } = options;
   const out = resolve(wanted ?? join(userStatisticsDirectory(), statisticsFileName(options.name ?? model)));
   if (wanted === undefined) await onDisk(out, () => mkdirSync(dirname(out), { recursive: true }));
   const { python } = await findEngine(named);
   const path = [await pluginDirectory(), process.env.PYTHONPATH].filter(Boolean).join(delimiter);
-  const flags = Object.entries(rest).flatMap(([name, value]) => [`--${name}`, String(value)]);
+  const flags = Object.entries(rest).flatMap(([name, value]) => [flagOf(name), String(value)]);
   const files = text.length > 0 ? ["--text", ...text] : [];
-  const units = probeUnits === undefined ? [] : ["--probe-units", probeUnits];
   const more = learnMore.length > 0 ? ["--learn-more", ...learnMore] : [];
 
   const rate = new Rate();
@@ -93,7 +95,7 @@ async function calibrate(model: string, given: unknown): Promise<void> {
   };
   process.on("SIGINT", stop).on("SIGTERM", stop);
   try {
-    const args = [model, "--out", out, ...flags, ...units, ...more, ...files];
+    const args = [model, "--out", out, ...flags, ...more, ...files];
     const environment = { ...process.env, PYTHONPATH: path };
     const result = await runCalibration(python, args, environment, report, controller.signal);
     if (json) line(result);

@@ -202,7 +202,7 @@ async function save(directory: string, report: EvalReport): Promise<void> {
 async function evaluate(name: string, engineFlags: readonly string[], flags: EvalFlags): Promise<number> {
   const model = modelPath(name);
   const pins: PinMode[] = flags.pin === "both" ? ["prompt", "none"] : [flags.pin];
-  const { interval, window, seed } = flags;
+  const { interval, window, seed, whole = false } = flags;
   const keeps = keepsOf(flags);
   const arms = makeArms({
     model,
@@ -210,11 +210,11 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
     ...{ keeps, pins, interval, window, seed },
     statistics: flags.stats,
   });
-  const tasks = await chooseTasks({ model, keeps, ...flags });
+  const tasks = await chooseTasks({ model, keeps, ...flags, whole });
   const settings = {
     model,
     backend: flags.backend,
-    ...{ seed, interval, window, limit: flags.limit, whole: flags.whole === true },
+    ...{ seed, interval, window, limit: flags.limit, whole },
     arms: Object.fromEntries(
       arms.map(({ label, keep, pin, document, statistics }) => [label, { keep, pin, document, statistics }]),
     ),
@@ -301,7 +301,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
       command: ["triattn", ...process.argv.slice(2)].join(" "),
       model: name,
       engine: rows.batches.findLast(({ batch }) => batch.engine !== undefined)?.batch.engine ?? null,
-      ...{ seed, interval, window, whole: flags.whole === true },
+      ...{ seed, interval, window, whole },
       seconds: Number(rows.batches.reduce((sum, { batch }) => sum + batch.seconds, 0).toFixed(1)),
       descriptions: Object.fromEntries(tasks.map((task) => [task.name, task.description])),
       measures: Object.fromEntries(tasks.map((task) => [task.name, task.measures])),
@@ -311,7 +311,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
     if (flags.report !== undefined) await save(flags.report, report);
     const idle = unfired(report);
     if (idle.length > 0) {
-      const remedy = flags.whole ? "" : ", or --whole where each trace is wrong before that";
+      const remedy = whole ? "" : ", or --whole where each trace is wrong before that";
       throw new NotCompressed(`no round fired: ${idle.join("; ")}; use longer tasks, or keep less${remedy}`);
     }
     process.stdout.write(`${flags.json ? toJson(report) : table(report)}\n`);

@@ -45,7 +45,6 @@ export const vllm: EvalBackend = {
     const { profile, concurrency, interval, longest } = needs;
     return [
       ...["--port", "0", "--host", "127.0.0.1", "--served-model-name", served],
-      // Parts of an answer that is followed until it is wrong: a few tokens more, and a server that has time.
       ...["--stream-interval", String(STREAM_INTERVAL)],
       // An arm must not find what another one computed.
       "--no-enable-prefix-caching",

@@ -45,7 +45,7 @@ export interface EvalBackend {
 export const cpuThreads = ({ OMP_NUM_THREADS }: NodeJS.ProcessEnv): string =>
   OMP_NUM_THREADS ?? String(Math.max(1, Math.floor(availableParallelism() / 2)));
 
-/** Tokens of a part of an answer that is streamed. */
+/** Tokens of a part of an answer that is followed until it is wrong: a few too many, and a server that has time. */
 export const STREAM_INTERVAL = 16;
 
 /** Tokens of a block of the KV cache on a CPU. */

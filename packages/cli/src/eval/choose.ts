@@ -26,7 +26,7 @@ export interface Choice {
   readonly temperature: number;
   readonly topP: number;
   readonly samples: number;
-  readonly whole?: boolean | undefined;
+  readonly whole: boolean;
 }
 
 const traceNames = traceTasks.map(({ name }) => name);
@@ -52,7 +52,7 @@ const FREE: ReadonlySet<string> = new Set(["aime24", "aime25", "math-500", "gpqa
 
 /** The tasks that were asked for; `all`: those that the model can be asked. Throws ConfigError. */
 export async function chooseTasks(choice: Choice): Promise<Task[]> {
-  const { model, keeps, limit, seed } = choice;
+  const { model, keeps, limit, seed, whole } = choice;
   const tiny = hasTraceVocabulary(model);
   const files = dataFiles(choice.data);
   const own = [...(tiny ? traceNames : textNames), ...setNames.filter((name) => files[name] !== undefined)];
@@ -77,10 +77,9 @@ export async function chooseTasks(choice: Choice): Promise<Task[]> {
           `needs a model of the tasks' own vocabulary, such as tiny; ${model} has another: use ${textNames.join(", ")}`,
         );
       }
-      return lengths.map((length) => {
-        const whole = choice.whole === true;
-        return exactTask(trace, { name: called(name, length), length, limit, seed, whole });
-      });
+      return lengths.map((length) =>
+        exactTask(trace, { name: called(name, length), length, limit, seed, whole }),
+      );
     }
     if (name === "fidelity") {
       const length = choice.textLength;

@@ -61,9 +61,7 @@ export function sglangClient(url: string, model: string): EngineClient {
   const until = async (expected: readonly number[], body: object, id: string): Promise<Generated> => {
     let last: Generated | undefined;
     let wrong = false;
-    await postStream(url, "/generate", { ...body, stream: true }, undefined, (part) => {
-      const { error } = part as { error?: { message?: string } };
-      if (error !== undefined) throw new EngineAnswer(`the engine gave up on ${id}: ${error.message ?? ""}`);
+    await postStream(url, "/generate", { ...body, stream: true }, id, (part) => {
       const from = last?.output_ids?.length ?? 0;
       last = part as Generated;
       wrong = isWrong(last.output_ids ?? [], expected, from);

@@ -1,14 +1,13 @@
 import { EngineAnswer, type EngineClient, isWrong, post, postStream, tokenizerOf } from "./client.ts";
 import type { Item, Reply } from "./task.ts";
 
-/** A part of a streamed completion, with the tokens that came since the last one; or what went wrong meanwhile. */
+/** A part of a streamed completion, with the tokens that came since the last one. */
 interface Part {
   readonly choices?: readonly {
     readonly text: string;
     readonly finish_reason: string | null;
     readonly token_ids?: readonly number[] | null;
   }[];
-  readonly error?: { readonly message?: string };
 }
 
 interface Completion {
@@ -29,8 +28,7 @@ export function vllmClient(url: string, model: string): EngineClient {
     let finish: string | null = null;
     let wrong = false;
     await postStream(url, "/v1/completions", { ...body, stream: true }, id, (part) => {
-      const { choices, error } = part as Part;
-      if (error !== undefined) throw new EngineAnswer(`the engine gave up on ${id}: ${error.message ?? ""}`);
+      const { choices } = part as Part;
       const [choice] = choices ?? [];
       if (choice === undefined) return false;
       const from = tokens.length;

@@ -77,7 +77,7 @@ export async function postStream(
   url: string,
   path: string,
   body: unknown,
-  id: string | undefined,
+  id: string,
   onPart: (part: unknown) => boolean,
 ): Promise<void> {
   const { sent, response } = await ask(url, path, body, id);
@@ -87,7 +87,12 @@ export async function postStream(
     for await (const chunk of response.setEncoding("utf8")) {
       parser.feed(chunk as string);
       for (const data of parts.splice(0)) {
-        if (data !== "[DONE]" && onPart(parse(data))) return;
+        if (data === "[DONE]") continue;
+        const part = parse(data);
+        const { error } = part as { readonly error?: { readonly message?: string } };
+        if (error !== undefined)
+          throw new EngineAnswer(`the engine gave up on ${id}: ${error.message ?? ""}`);
+        if (onPart(part)) return;
       }
     }
   } finally {

@@ -61,7 +61,7 @@ test("SGLang: a request is aborted at its first wrong token", async () => {
   expect(random.figures.right).toBeCloseTo(0.75, 1);
   // Part by part, and no further.
   expect(random.tokensGenerated).toBeLessThan(0.85 * full.tokensGenerated);
-  expect(random.rounds).toBeLessThanOrEqual(keydiff.rounds);
+  expect(random.rounds).toBeLessThan(keydiff.rounds);
 }, 60_000);
 
 test("SGLang: a died engine's rows are gone on with on the same engine only", async () => {
