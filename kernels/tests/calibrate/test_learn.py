@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from triattn.calibrate.damage import DULL, SINKS, WINDOW, Samples, observe
 from triattn.calibrate.errors import CalibrationError
 from triattn.calibrate.fitting import fit_probe
 from triattn.calibrate.learn import fit, kept, learn, reserved, shares_of, with_probe
-from triattn.calibrate.replay import replay
+from triattn.calibrate.replay import attention_replaced, replay
 from triattn.policies import Policy
 from triattn.policies.keydiff import KeyDiff
 from triattn.policies.superseded import Superseded
@@ -130,6 +131,48 @@ def test_targets_tell_apart_what_is_missed_most(model) -> None:
         assert torch.equal(target[dull], low[dull])
 
 
+def test_an_effect_is_what_losing_one_token_does_to_the_answers(model) -> None:
+    """Against differences: each query's output in each head moves towards what it would be (and, as effects here are
+    tiny and norms are float32, beyond), and as far away."""
+    tokens, prompt, layer, lost, step = text(3, 160), 60, 0, 64, 4.0
+    samples = observe(model, tokens, SHAPE, None, prompt=prompt, count=1, effects=True)
+    assert samples is not None and samples.times == [110 - prompt - WINDOW]
+    assert samples.effect is not None and samples.effect_target is not None
+    exact = copy.deepcopy(model).double()
+
+    def odds(query: int = 0, head: int = 0, by: float = 0.0) -> torch.Tensor:
+        def attention(at, queries, keys, values, scaling):
+            wide, heads = values.repeat_interleave(2, 0), keys.repeat_interleave(2, 0)
+            scores = (queries @ heads.transpose(1, 2) * scaling).masked_fill(~causal, -torch.inf)
+            out = scores.softmax(-1) @ wide
+            if at == layer and by:
+                without = scores[head, query].clone()
+                without[lost] = -torch.inf
+                out[head, query] += by * (without.softmax(-1) @ wide[head] - out[head, query])
+            return out
+
+        causal = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
+        with torch.inference_mode(), attention_replaced(exact, attention):
+            logits = exact(torch.tensor([tokens]), use_cache=False).logits[0, prompt - 1 :]
+        probability = logits.softmax(-1)
+        best = probability.gather(1, top)[:, 0] if by else probability.amax(-1)
+        return (best / (1 - best)).log()
+
+    with torch.inference_mode():
+        top = exact(torch.tensor([tokens])).logits[0, prompt - 1 :].topk(1).indices
+    size = odds().abs() + 1
+    for group in range(2):
+        effects = []
+        for query in range(110, 160):
+            moves = [
+                odds(query, head, step) - odds(query, head, -step) for head in (2 * group, 2 * group + 1)
+            ]
+            effects.append(sum(abs(float((move / size).sum())) / (2 * step) for move in moves))
+        found = float(samples.effect[layer, group, lost - prompt])
+        assert found == pytest.approx(max(effects), rel=5e-3) and found > 0
+    assert observe(model, tokens, SHAPE, None, prompt=prompt, count=1).effect is None
+
+
 def test_the_dull_are_looked_at_in_part(model) -> None:
     tokens = text(3, 400)
     whole = observe(model, tokens, SHAPE, None, terms=[KeyDiff()])
@@ -151,6 +194,23 @@ def test_the_dull_are_looked_at_in_part(model) -> None:
         for name in ("keys", "age", "like", "target"):
             assert torch.equal(getattr(some, name)[1, 1, at], getattr(whole, name)[1, 1, there]), name
         assert torch.equal(some.features[0, 1, 1, at], whole.features[0, 1, 1, there])
+
+
+def test_of_two_measures_what_either_misses_is_looked_at(model) -> None:
+    tokens = text(3, 400)
+    whole = observe(model, tokens, SHAPE, None, effects=True)
+    some = observe(model, tokens, SHAPE, None, effects=True, sparse=torch.Generator().manual_seed(0))
+    assert whole is not None and some is not None
+    many, few = whole.times[0], some.times[0]
+    assert float(some.weight[:few].sum()) == pytest.approx(many)
+    for name in ("damage", "effect"):
+        before, after = (getattr(s, name)[..., :n] for s, n in ((whole, many), (some, few)))
+        for count in (1, int(0.1 * many)):
+            assert torch.equal(after.topk(count, -1).values, before.topk(count, -1).values), name
+        # Targets are of all candidates, whichever are looked at.
+        target = "target" if name == "damage" else "effect_target"
+        largest = [getattr(s, target)[..., :n].amax(-1) for s, n in ((whole, many), (some, few))]
+        assert torch.equal(*largest)
 
 
 def test_a_prompt_is_no_candidate(model) -> None:
@@ -198,25 +258,39 @@ def test_a_probe_finds_what_is_no_sum() -> None:
     assert torch.equal(probe, again)
 
 
-def test_half_of_a_larger_probe_finds_the_damage_itself() -> None:
+def test_each_sixteen_units_foretell_another_thing() -> None:
     def log(keys, age, like):
         return torch.where((age < 100) & (like < 0.5), 1 + keys[..., 0], -1.0)
 
-    samples, device = [planted(i, log) for i in range(20)], torch.device("cpu")
-    probe = fit_probe(samples, device, units=32, steps=1500)
-    assert probe.shape == (2, 1, 4 + BESIDE_KEYS, 32)
-    # The first half is a probe of half the size.
-    assert torch.equal(probe[..., :16], fit_probe(samples, device, steps=1500))
-    other = planted(9, log)
+    def effect(keys, age, like):
+        return torch.where(age > 300, keys[..., 1], -1.0)
 
-    def avoided(scores):
-        return kept(scores, other.damage, other.times, 0.125)
+    def of_both(seed: int) -> Samples:
+        sample, other = planted(seed, log), planted(seed, effect)
+        return dataclasses.replace(sample, effect=other.damage, effect_target=other.target)
 
-    possible, chance = avoided(other.damage), avoided(torch.rand(other.damage.shape))
-    for part in (probe, probe[..., 16:]):
-        found = avoided(with_probe(other, part).features[3])
-        assert bool((found > 0.75 * possible).all()) and bool((found > 1.5 * chance).all()), (found, possible)
-    assert torch.equal(probe, fit_probe(samples, device, units=32, steps=1500))
+    samples, device = [of_both(i) for i in range(20)], torch.device("cpu")
+    probe = fit_probe(samples, device, units=64, steps=1500)
+    assert probe.shape == (2, 1, 4 + BESIDE_KEYS, 64)
+    # Smaller probes are its first parts.
+    for units in (16, 32):
+        assert torch.equal(probe[..., :units], fit_probe(samples, device, units=units, steps=1500))
+    other = of_both(30)
+    parts = {"damage": (probe[..., :16], probe[..., 16:32]), "effect": (probe[..., 32:48], probe[..., 48:])}
+    for name, of in parts.items():
+        missed = getattr(other, name)
+
+        def avoided(scores, missed=missed):
+            return kept(scores, missed, other.times, 0.125)
+
+        possible, chance = avoided(missed), avoided(torch.rand(missed.shape))
+        for part in (*of, probe):
+            found = avoided(with_probe(other, part).features[3])
+            least = 0.75 if part is not probe else 0.5
+            assert bool((found > least * possible).all()) and bool((found > 1.5 * chance).all()), (
+                name,
+                found,
+            )
 
 
 def test_what_is_kept_is_a_part_of_the_use() -> None:

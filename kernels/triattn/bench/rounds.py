@@ -1,6 +1,6 @@
 """Time of one round of compaction on a GPU, beside its memory floor and a random round.
 
-    python -m triattn.bench.rounds ['{"budgets": [2048], "requests": [1, 16, 64]}']
+    python -m triattn.bench.rounds ['{"budgets": [2048], "requests": [1, 16, 64], "units": 16}']
 
 Qwen3-8B shape, bfloat16, random keys and values, blocks scattered over the cache. The floor is the time in which
 a plain copy moves as many bytes as a round must: K of every scored token read once, and K, V of the moved entries
@@ -45,7 +45,8 @@ class Statistics:
     learned_terms: tuple[str, ...] = LEARNABLE
 
     @classmethod
-    def draw(cls) -> Statistics:
+    def draw(cls, units: int) -> Statistics:
+        """`units`: hidden units of the probe."""
         shape = (LAYERS, QUERY_HEADS, HEAD_DIM // 2)
         real, imag = torch.randn(shape), torch.randn(shape)
         size = torch.hypot(real, imag) * 1.5
@@ -55,7 +56,7 @@ class Statistics:
             q_mean_imag=imag,
             q_abs_mean=size,
             q_covariance=torch.stack([size, size, size / 2]) * size,
-            learned_probe=torch.randn(*rows, HEAD_DIM + BESIDE_KEYS, UNITS[0]) * HEAD_DIM**-0.5,
+            learned_probe=torch.randn(*rows, HEAD_DIM + BESIDE_KEYS, units) * HEAD_DIM**-0.5,
             learned_weights=torch.ones(len(LEARNABLE), *rows),
             learned_share=torch.zeros(rows),
         )
@@ -125,7 +126,7 @@ class Rig:
 
 
 def measure(
-    requests: int, budget: int, interval: int, names: list[str], bandwidth: float
+    requests: int, budget: int, interval: int, names: list[str], units: int, bandwidth: float
 ) -> list[dict[str, Any]]:
     """Every policy on the same caches, the arms one after another."""
     resident = budget + interval
@@ -148,7 +149,7 @@ def measure(
     moved = per_head * interval * 2 * 2
     keys = per_head * resident
     results = []
-    statistic = Statistics.draw()
+    statistic = Statistics.draw(units)
     for name in names:
         policy = Policy.of(preset(name))
         ring, recent = rig.queries(policy.observes, requests)
@@ -184,12 +185,13 @@ def main() -> None:
     """Measure what the JSON of the first argument asks for."""
     options = json.loads(sys.argv[1]) if len(sys.argv) > 1 else {}
     names = options.get("policies", ["random", "triattention", "keydiff", "blend", "streaming"])
+    interval, units = options.get("interval", 128), options.get("units", UNITS[0])
     bandwidth = copy_bandwidth()
     results = [
         result
         for budget in options.get("budgets", [2048])
         for requests in options.get("requests", [1, 16, 64])
-        for result in measure(requests, budget, options.get("interval", 128), names, bandwidth)
+        for result in measure(requests, budget, interval, names, units, bandwidth)
     ]
     device = torch.cuda.get_device_name()
     print(json.dumps([{"device": device, "copyBytesPerSecond": bandwidth, **result} for result in results]))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from triattn.calibrate.effect import gradients
 from triattn.calibrate.replay import attend, attention_replaced
 from triattn.policies import ModelShape, QueryStatistics, Round
 from triattn.policies.keydiff import EPSILON
@@ -41,6 +42,8 @@ class Samples:
     features: float32 [terms, layers, kv_heads, C], scores of terms, z-scored for each time, over a group's query heads
         their mean.
     times: candidates of each time, in order.
+    effect: float32 [layers, kv_heads, C], the largest that losing it in one query's attention does to the answers, to
+        first order (`triattn.calibrate.effect`), and its target; where asked for.
     """
 
     keys: Tensor
@@ -51,6 +54,8 @@ class Samples:
     weight: Tensor
     features: Tensor
     times: list[int]
+    effect: Tensor | None = None
+    effect_target: Tensor | None = None
 
 
 def times_of(length: int, first: int, count: int) -> list[int]:
@@ -59,17 +64,27 @@ def times_of(length: int, first: int, count: int) -> list[int]:
     return [time for time in times if 4 * WINDOW + first < time <= length - LEAST_QUERIES]
 
 
-def _damages(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-    """Attention's output [heads, T, D], and the damage [kv_heads, T, T] that losing token i (last) does to that of
-    query q: p / (1 − p) ‖v_i − o_q‖, p the attention probability, the most of a group's heads."""
+def _damages(
+    query: Tensor, keys: Tensor, values: Tensor, scaling: float, gradient: Tensor | None
+) -> tuple[Tensor, list[Tensor]]:
+    """Attention's output [heads, T, D], and what losing token i (last) does to that of query q, [kv_heads, T, T].
+
+    Its damage p / (1 − p) ‖v_i − o_q‖, p the attention probability, the most of a group's heads; and where there is a
+    `gradient` [heads, T, D] of o, the effect p / (1 − p) |g_q · (v_i − o_q)|, the sum over them.
+    """
     out, p = attend(query, keys, values, scaling)
     group = p.shape[0] // values.shape[0]
     wide, result = values.float().repeat_interleave(group, 0), out.float()
     # ‖v − o‖² without a vector for each pair.
     squares = wide.square().sum(-1)[:, None] + result.square().sum(-1)[:, :, None]
     distance = torch.baddbmm(squares, result, wide.transpose(1, 2), alpha=-2).clamp_(min=0).sqrt_()
-    damage = distance.mul_(p).div_((1 - p).clamp_(min=1e-3))
-    return out, damage.unflatten(0, (-1, group)).amax(1)
+    share = p.div_((1 - p).clamp_(min=1e-3))
+    found = [distance.mul_(share).unflatten(0, (-1, group)).amax(1)]
+    if gradient is not None:
+        slope = gradient.float()
+        moved = torch.baddbmm(-(slope * result).sum(-1)[:, :, None], slope, wide.transpose(1, 2))
+        found.append(moved.abs_().mul_(share).unflatten(0, (-1, group)).sum(1))
+    return out, found
 
 
 def _largest(matrix: Tensor, cuts: Sequence[int], dim: int) -> Tensor:
@@ -84,13 +99,17 @@ def _target(damage: Tensor) -> Tensor:
     return (target - target.mean(-1, keepdim=True)) / target.std(-1, keepdim=True).clamp(min=1e-6)
 
 
-def _chosen(damage: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices [kv_heads, c] of all that are not dull and of some that are, and how many each stands for [c]."""
-    count = damage.shape[-1]
+def _chosen(measures: Sequence[Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Indices [kv_heads, c] of all that are not dull by a measure [kv_heads, C] and of some that are, and how many each
+    stands for [c]. Of two measures half as many more are taken, those that rank highest by either."""
+    first, count = measures[0], measures[0].shape[-1]
     sharp = count - int(count * DULL)
+    if len(measures) > 1:
+        first = torch.stack([m.argsort(-1).argsort(-1) for m in measures]).amax(0)
+        sharp = min(sharp * 3 // 2, count)
     some = min(int((count - sharp) * RESTING) + 1, count - sharp)
-    best = damage.topk(sharp, dim=-1).indices
-    rest = torch.ones(damage.shape).scatter_(-1, best, 0.0).multinomial(some, generator=generator)
+    best = first.topk(sharp, dim=-1).indices
+    rest = torch.ones(first.shape).scatter_(-1, best, 0.0).multinomial(some, generator=generator)
     weight = torch.cat([torch.ones(sharp), torch.full((some,), (count - sharp) / some)])
     return torch.cat([best, rest], dim=-1), weight
 
@@ -106,24 +125,26 @@ def observe(
     prompt: int = 0,
     count: int = 3,
     sparse: torch.Generator | None = None,
+    effects: bool = False,
 ) -> Samples | None:
     """Run a text once, and look at `count` times at what later queries miss. None for one that is too short.
 
     The first `prompt` tokens are never evicted: they are no candidates. With `sparse` only some of the dull ones are
-    looked at, drawn from it.
+    looked at, drawn from it. `effects` asks for those too, which takes a pass backwards.
     """
     length, first = len(tokens), max(SINKS, prompt)
     times = times_of(length, first, count)
     if not times:
         return None
     cuts = [0, *times, length]
+    slopes = gradients(model, tokens, prompt) if effects else {}
     found: list[list[tuple[Tensor, ...]]] = []
     weights: list[Tensor] = []
 
     def look(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
-        out, damages = _damages(query, keys, values, scaling)
-        later = _largest(damages, cuts, 1).flip(0).cummax(0).values.flip(0)
-        del damages
+        out, measured = _damages(query, keys, values, scaling, slopes.get(layer))
+        later = [_largest(part, cuts, 1).flip(0).cummax(0).values.flip(0) for part in measured]
+        del measured
         here = torch.arange(length, device=keys.device).expand(keys.shape[0], -1)
         straight = rotation_undone(shape, keys.float(), here)
         unit = normalize(straight, dim=-1, eps=EPSILON).half().float()
@@ -134,15 +155,15 @@ def observe(
         column = []
         for i, time in enumerate(times):
             free = slice(first, time - WINDOW)
-            damage = later[i + 1][:, free].float().cpu()
-            index = torch.arange(damage.shape[-1]).expand(damage.shape)
-            weight = torch.ones(damage.shape[-1])
+            missed = [part[i + 1][:, free].float().cpu() for part in later]
+            rows, many = missed[0].shape
+            index, weight = torch.arange(many).expand(rows, many), torch.ones(many)
             if sparse is not None:
-                index, weight = _chosen(damage, sparse)
+                index, weight = _chosen(missed, sparse)
             scores = [
                 _scores(shape, statistics, term, layer, keys, values, time, free, prompt) for term in terms
             ]
-            features = torch.stack(scores).cpu() if scores else torch.zeros(0, *damage.shape)
+            features = torch.stack(scores).cpu() if scores else torch.zeros(0, rows, many)
             wide = index[..., None].expand(-1, -1, shape.head_dim).to(keys.device)
             column.append(
                 (
@@ -150,16 +171,14 @@ def observe(
                     straight[:, free].gather(1, wide).clamp(-6e4, 6e4).half().cpu(),
                     (time - first - index).float(),
                     likes[i][:, free].cpu().gather(1, index),
-                    damage.gather(1, index),
-                    _target(damage).gather(1, index),
+                    torch.stack([part.gather(1, index) for part in missed]),
+                    torch.stack([_target(part).gather(1, index) for part in missed]),
                     features.gather(2, index.expand(len(terms), -1, -1)),
                 )
             )
             if layer == 0:
                 weights.append(weight)
-        found.append(
-            [torch.cat(part, 2 if n == 5 else 1) for n, part in enumerate(zip(*column, strict=True))]
-        )
+        found.append([torch.cat(part, 1 if n < 3 else 2) for n, part in enumerate(zip(*column, strict=True))])
         return out
 
     device = model.get_input_embeddings().weight.device
@@ -169,10 +188,19 @@ def observe(
             input_ids=ids, position_ids=torch.arange(length, device=device)[None], use_cache=False
         )
     columns = list(zip(*found, strict=True))
-    keys, age, like, damage, target = (torch.stack(part) for part in columns[:5])
-    features = torch.stack(columns[5], dim=1)
+    keys, age, like = (torch.stack(part) for part in columns[:3])
+    damage, target, features = (torch.stack(part, dim=1) for part in columns[3:])
     return Samples(
-        keys, age, like, damage, target, torch.cat(weights), features, [len(weight) for weight in weights]
+        keys=keys,
+        age=age,
+        like=like,
+        damage=damage[0],
+        target=target[0],
+        weight=torch.cat(weights),
+        features=features,
+        times=[len(weight) for weight in weights],
+        effect=damage[1] if effects else None,
+        effect_target=target[1] if effects else None,
     )
 
 

@@ -42,9 +42,10 @@ def fit_probe(
 ) -> Tensor:
     """Probe float32 [layers, kv_heads, head_dim + 6, units] that foretells damage with the least weighted error.
 
-    Of 16 units all foretell its logarithm (Samples.target). Of more, half foretell the damage itself, in units of its
-    root mean square in the layer and head; the score is the sum of both. The logarithm alone spends a network on
-    telling little from less, the damage alone on the few largest. The same bits for the same samples, seed and machine.
+    Sixteen units each foretell one thing, in this order: the logarithm of the damage (Samples.target), the damage
+    itself, the logarithm of the effect, the effect itself; the latter of each in units of its root mean square in the
+    layer and head. The score is the sum. The logarithm alone spends a network on telling little from less, the size
+    alone on the few largest. The same bits for the same samples, seed and machine.
     """
 
     def joined(name: str) -> Tensor:
@@ -52,11 +53,15 @@ def fit_probe(
 
     keys, age, like = (joined(name) for name in ("keys", "age", "like"))
     weight = torch.cat([s.weight for s in samples]).to(device)
-    goals = [(joined("target"), torch.inf)]
-    if units > UNITS[0]:
-        damage = joined("damage")
-        mean_square = (weight * damage.square()).sum(-1, keepdim=True) / weight.sum()
-        goals.append((damage / mean_square.sqrt().clamp(min=1e-12), LARGE))
+
+    def sized(name: str) -> Tensor:
+        value = joined(name)
+        mean_square = (weight * value.square()).sum(-1, keepdim=True) / weight.sum()
+        return value / mean_square.sqrt().clamp(min=1e-12)
+
+    wanted = (("target", joined, torch.inf), ("damage", sized, LARGE))
+    wanted += (("effect_target", joined, torch.inf), ("effect", sized, LARGE))
+    goals = [(of(name), large) for name, of, large in wanted[: units // UNITS[0]]]
     parts = [
         _fit(
             *(keys, age, like, weight, goal, large),

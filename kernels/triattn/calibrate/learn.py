@@ -149,6 +149,7 @@ def learn(
             prompt=prompt_of(piece),
             count=3 if held else TIMES,
             sparse=None if held else generator,
+            effects=units > UNITS[1] and not held,
         )
         if sample is not None:
             (whole if held else fitted).append(sample)

@@ -1,0 +1,46 @@
+"""How an attention's outputs move the answers of a text: a gradient that does not vanish where the model is sure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from triattn.calibrate.replay import attention_replaced
+
+
+def answers(logits: Tensor) -> Tensor:
+    """What logits [T, vocabulary] say, one number: Σ a / (|a| + 1), a the log-odds of a position's best token.
+
+    Log-odds, since probabilities near one no longer move; each by its own size, since a sure answer can bear more.
+    """
+    best = logits.float().topk(1, dim=-1)
+    others = logits.float().scatter(-1, best.indices, -torch.inf).logsumexp(-1)
+    odds = best.values[:, 0] - others
+    return (odds / (odds.detach().abs() + 1)).sum()
+
+
+def gradients(model: Any, tokens: Sequence[int], prompt: int = 0) -> dict[int, Tensor]:
+    """Of `answers` after the prompt, with respect to each layer's attention output: [heads, T, D] by layer."""
+    device = model.get_input_embeddings().weight.device
+    outputs: dict[int, Tensor] = {}
+
+    def attention(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        group = query.shape[0] // keys.shape[0]
+        wide = [x.repeat_interleave(group, 0)[None] for x in (keys, values)]
+        out = scaled_dot_product_attention(query[None], *wide, is_causal=True, scale=scaling)[0]
+        outputs[layer] = out
+        return out
+
+    with torch.inference_mode(False), torch.enable_grad():
+        ids = torch.tensor([list(tokens)], device=device)
+        where = torch.arange(len(tokens), device=device)[None]
+        start = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+        with attention_replaced(model, attention):
+            logits = model(inputs_embeds=start, position_ids=where, use_cache=False).logits[0]
+        total = answers(logits[max(prompt - 1, 0) :])
+        found = torch.autograd.grad(total, list(outputs.values()))
+    return dict(zip(outputs, found, strict=True))
