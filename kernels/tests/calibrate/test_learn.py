@@ -196,6 +196,16 @@ def test_the_dull_are_looked_at_in_part(model) -> None:
         assert torch.equal(some.features[0, 1, 1, at], whole.features[0, 1, 1, there])
 
 
+def test_a_pass_backwards_that_does_not_fit_says_so(model, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(CalibrationError, match=r"probe-units of 64.*300.*--window, or 32"):
+        observe(model, text(3, 300), SHAPE, None, effects=True)
+    assert observe(model, text(3, 300), SHAPE, None) is not None
+
+
 def test_of_two_measures_what_either_misses_is_looked_at(model) -> None:
     tokens = text(3, 400)
     whole = observe(model, tokens, SHAPE, None, effects=True)

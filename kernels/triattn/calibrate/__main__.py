@@ -90,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=UNITS[0],
         choices=UNITS,
-        help=f"hidden units of a probe: more tell more apart, and cost a round more (default: {UNITS[0]})",
+        help="hidden units of a probe: more tell more apart, and cost a round more; 64 learn from a pass backwards "
+        f"too (default: {UNITS[0]})",
     )
     parser.add_argument(
         "--progress", choices=("text", "json"), default="text", help="json: one object a line on stdout"

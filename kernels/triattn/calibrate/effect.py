@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from triattn.calibrate.errors import CalibrationError
 from triattn.calibrate.replay import attention_replaced
 
 
@@ -24,7 +25,10 @@ def answers(logits: Tensor) -> Tensor:
 
 
 def gradients(model: Any, tokens: Sequence[int], prompt: int = 0) -> dict[int, Tensor]:
-    """Of `answers` after the prompt, with respect to each layer's attention output: [heads, T, D] by layer."""
+    """Of `answers` after the prompt, with respect to each layer's attention output: [heads, T, D] by layer.
+
+    Raises CalibrationError where a GPU has no memory for the pass backwards.
+    """
     device = model.get_input_embeddings().weight.device
     outputs: dict[int, Tensor] = {}
 
@@ -35,12 +39,15 @@ def gradients(model: Any, tokens: Sequence[int], prompt: int = 0) -> dict[int, T
         outputs[layer] = out
         return out
 
-    with torch.inference_mode(False), torch.enable_grad():
-        ids = torch.tensor([list(tokens)], device=device)
-        where = torch.arange(len(tokens), device=device)[None]
-        start = model.get_input_embeddings()(ids).detach().requires_grad_(True)
-        with attention_replaced(model, attention):
-            logits = model(inputs_embeds=start, position_ids=where, use_cache=False).logits[0]
-        total = answers(logits[max(prompt - 1, 0) :])
-        found = torch.autograd.grad(total, list(outputs.values()))
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            ids = torch.tensor([list(tokens)], device=device)
+            where = torch.arange(len(tokens), device=device)[None]
+            start = model.get_input_embeddings()(ids).detach().requires_grad_(True)
+            with attention_replaced(model, attention):
+                logits = model(inputs_embeds=start, position_ids=where, use_cache=False).logits[0]
+            found = torch.autograd.grad(answers(logits[max(prompt - 1, 0) :]), list(outputs.values()))
+    except torch.OutOfMemoryError as error:
+        what = "a pass backwards over them needs more memory than the GPU has; run with a smaller --window, or 32"
+        raise CalibrationError("probe-units of 64, tokens", len(tokens), what) from error
     return dict(zip(outputs, found, strict=True))

@@ -140,7 +140,7 @@ export function calibrateCommand(): Command {
     )
     .option(
       "--probe-units <n>",
-      "hidden units of a probe, 16, 32 or 64: more tell more apart, and cost a round more (default: 16)",
+      "hidden units of a probe, 16, 32 or 64: more tell more apart, and cost a round more; 64 learn from a pass backwards too (default: 16)",
     )
     .option("--device <device>", "cpu, cuda, cuda:1, … (default: cuda where there is one)")
     .option(
