@@ -66,6 +66,9 @@ test("show, by name and by the model's name", async () => {
   const text = await stats("show", "gpt-oss-120b");
   expect(text.out).toMatch(/^geometry +36 layers, 64\/8 heads of 64$/m);
   expect(text.out).toMatch(/^rotary +yarn, theta 150000/m);
+  expect(text.out).toMatch(/^probe +none/m);
+  const probed = await stats("show", "tiny-reasoner");
+  expect(probed.out).toMatch(/^probe +64 hidden units$/m);
   const json = JSON.parse((await stats("show", "openai/gpt-oss-120b", "--json")).out);
   expect(json.model.fingerprint).toBe("7a84eaf67bb1441da43e2d651e60ce2e");
   expect(json.concentration.mean).toBeCloseTo(0.753, 2);

@@ -2,9 +2,9 @@ import { mkdirSync } from "node:fs";
 import { join, resolve } from "node:path";
 import {
   hasCovariance,
-  hasProbe,
   importReference,
   loadStatistics,
+  probeUnits,
   type StatisticsEntry,
   StatisticsLibrary,
   type StatisticsMetadata,
@@ -53,8 +53,13 @@ function concentration(
   return { mean: mean(0, abs.length), perLayer };
 }
 
-function describe(path: string, metadata: StatisticsMetadata): [string, string][] {
+function describe(
+  path: string,
+  metadata: StatisticsMetadata,
+  tensors: StatisticsTensors,
+): [string, string][] {
   const { model, tokens, source, license, created_by: by } = metadata;
+  const units = probeUnits(model, tensors);
   const rotary = model.rotary;
   return [
     ["file", path],
@@ -70,7 +75,7 @@ function describe(path: string, metadata: StatisticsMetadata): [string, string][
     ["source", source],
     ["licence", license || "not stated"],
     ["covariances", hasCovariance(metadata) ? "yes" : "none: the term expected cannot be used"],
-    ["probe", hasProbe(metadata) ? "yes" : "none: the term probe cannot be used"],
+    ["probe", units === null ? "none: the term probe cannot be used" : `${units} hidden units`],
     ["made by", by],
   ];
 }
@@ -130,10 +135,11 @@ function show(nameOrPath: string, { json }: Format): void {
   const measured = concentration(tensors, metadata.model.layers);
   if (json) {
     const weights = learnedWeights(metadata, tensors);
-    printJson({ path, ...metadata, concentration: measured, learnedWeights: weights });
+    const units = probeUnits(metadata.model, tensors);
+    printJson({ path, ...metadata, probeUnits: units, concentration: measured, learnedWeights: weights });
     return;
   }
-  const rows = describe(path, metadata);
+  const rows = describe(path, metadata, tensors);
   const layers = measured.perLayer.map((value) => value.toFixed(2)).join(" ");
   rows.push(["concentration", `${measured.mean} on average; by layer ${layers}`]);
   rows.push(...describeLearned(metadata, tensors));
@@ -177,7 +183,7 @@ async function importFile(file: string, flags: ImportFlags): Promise<void> {
   };
   const metadata = await importReference({ file, config: model, out: place, ...rest });
   if (json) printJson({ path: out, ...metadata });
-  else print(columns(describe(out, metadata)));
+  else print(columns(describe(out, metadata, loadStatistics(out).tensors)));
 }
 
 /** `triattn stats`: the statistics on this machine. */

@@ -24,6 +24,7 @@ export {
   hasProbe,
   LearnedSelection,
   loadStatistics,
+  probeUnits,
   readStatisticsMetadata,
   StatisticsMetadata,
   type StatisticsTensors,

@@ -89,6 +89,16 @@ export function hasProbe({ format }: Pick<StatisticsMetadata, "format">): boolea
   return format === STATISTICS_FORMAT;
 }
 
+/** Hidden units of a file's probe, null where it has none. */
+export function probeUnits(
+  model: StatisticsMetadata["model"],
+  { learned_probe: probe }: StatisticsTensors,
+): number | null {
+  return probe === undefined
+    ? null
+    : probe.length / (model.layers * model.kvHeads * (model.headDim + BESIDE_KEYS));
+}
+
 function floats(data: Buffer): Float32Array {
   const copy = new Uint8Array(data);
   return new Float32Array(copy.buffer, 0, copy.length / 4);
@@ -149,7 +159,7 @@ function readMetadata(file: Safetensors, path: string): StatisticsMetadata {
 }
 
 /** Hidden units of a probe; the least of what they may be where there are as many as cannot be. */
-function unitsOf(found: number | undefined): number {
+function unitsOf(found: number | null | undefined): number {
   return UNITS.includes(found ?? 0) ? (found as number) : (UNITS[0] as number);
 }
 
@@ -363,9 +373,7 @@ export function saveStatistics(
     ...origin,
     learned,
   };
-  const rows = model.layers * model.kvHeads * (model.headDim + BESIDE_KEYS);
-  const units = (tensors.learned_probe?.length ?? 0) / rows;
-  const shapes = shapesOf(metadata, tensors.inv_freq.length, unitsOf(units));
+  const shapes = shapesOf(metadata, tensors.inv_freq.length, unitsOf(probeUnits(model, tensors)));
   const data = encodeSafetensors(
     present.map(([name, tensor]) => [name, shapes(name), tensor]),
     { triattn: JSON.stringify(metadata) },
