@@ -294,13 +294,14 @@ def test_each_sixteen_units_foretell_another_thing() -> None:
             return kept(scores, missed, other.times, 0.125)
 
         possible, chance = avoided(missed), avoided(torch.rand(missed.shape))
-        for part in (*of, probe):
+        # Both ways together, each by itself, and the whole, which has another thing to foretell too.
+        for part, least in ((torch.cat(of, -1), 0.75), *((half, 0.75) for half in of), (probe, 0.5)):
             found = avoided(with_probe(other, part).features[3])
-            least = 0.75 if part is not probe else 0.5
             assert bool((found > least * possible).all()) and bool((found > 1.5 * chance).all()), (
                 name,
                 found,
             )
+    assert torch.equal(probe, fit_probe(samples, device, units=64, steps=1500))
 
 
 def test_what_is_kept_is_a_part_of_the_use() -> None:

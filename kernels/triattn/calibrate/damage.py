@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from triattn.calibrate.effect import gradients
-from triattn.calibrate.replay import attend, attention_replaced
+from triattn.calibrate.replay import attend, attention_replaced, placed
 from triattn.policies import ModelShape, QueryStatistics, Round
 from triattn.policies.keydiff import EPSILON
 from triattn.policies.policy import z_score
@@ -181,12 +181,9 @@ def observe(
         found.append([torch.cat(part, 1 if n < 3 else 2) for n, part in enumerate(zip(*column, strict=True))])
         return out
 
-    device = model.get_input_embeddings().weight.device
-    ids = torch.tensor([list(tokens)], device=device)
+    ids, where = placed(model, tokens)
     with attention_replaced(model, look):
-        model.base_model(
-            input_ids=ids, position_ids=torch.arange(length, device=device)[None], use_cache=False
-        )
+        model.base_model(input_ids=ids, position_ids=where, use_cache=False)
     columns = list(zip(*found, strict=True))
     keys, age, like = (torch.stack(part) for part in columns[:3])
     damage, target, features = (torch.stack(part, dim=1) for part in columns[3:])

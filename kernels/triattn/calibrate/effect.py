@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from triattn.calibrate.errors import CalibrationError
-from triattn.calibrate.replay import attention_replaced
+from triattn.calibrate.replay import attention_replaced, placed
 
 
 def answers(logits: Tensor) -> Tensor:
@@ -29,10 +29,10 @@ def gradients(model: Any, tokens: Sequence[int], prompt: int = 0) -> dict[int, T
 
     Raises CalibrationError where a GPU has no memory for the pass backwards.
     """
-    device = model.get_input_embeddings().weight.device
     outputs: dict[int, Tensor] = {}
 
     def attention(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
+        # Not `attend`, whose probabilities of every layer would stay for the pass backwards.
         group = query.shape[0] // keys.shape[0]
         wide = [x.repeat_interleave(group, 0)[None] for x in (keys, values)]
         out = scaled_dot_product_attention(query[None], *wide, is_causal=True, scale=scaling)[0]
@@ -41,8 +41,7 @@ def gradients(model: Any, tokens: Sequence[int], prompt: int = 0) -> dict[int, T
 
     try:
         with torch.inference_mode(False), torch.enable_grad():
-            ids = torch.tensor([list(tokens)], device=device)
-            where = torch.arange(len(tokens), device=device)[None]
+            ids, where = placed(model, tokens)
             start = model.get_input_embeddings()(ids).detach().requires_grad_(True)
             with attention_replaced(model, attention):
                 logits = model(inputs_embeds=start, position_ids=where, use_cache=False).logits[0]

@@ -22,6 +22,10 @@ RATE = 4e-3
 DECAY = 1e-3
 LARGE = 1.0
 """Error of a damage, in units of its root mean square, from which on it counts by its size, no longer by its square."""
+FORETOLD = ("target", "damage", "effect_target", "effect")
+"""Of Samples, what each sixteen units foretell, in this order."""
+SIZES = ("damage", "effect")
+"""Of those, what is foretold in units of its root mean square in the layer and head; the others are logarithms."""
 LARGEST = 1 << 23
 """Most numbers that a step puts in: models with many heads take smaller batches."""
 
@@ -29,6 +33,11 @@ LARGEST = 1 << 23
 def inputs_of(keys: Tensor, age: Tensor, like: Tensor) -> Tensor:
     """What a probe looks at, float32 [rows, C, head_dim + 3]: see triattn.policies.probe."""
     return torch.cat([keys.float(), torch.stack(beside_keys(age, like), dim=-1)], dim=-1)
+
+
+def foretold(units: int) -> tuple[str, ...]:
+    """What a probe of so many hidden units foretells, by its names in Samples."""
+    return FORETOLD[: units // UNITS[0]]
 
 
 def fit_probe(
@@ -42,10 +51,8 @@ def fit_probe(
 ) -> Tensor:
     """Probe float32 [layers, kv_heads, head_dim + 6, units] that foretells damage with the least weighted error.
 
-    Sixteen units each foretell one thing, in this order: the logarithm of the damage (Samples.target), the damage
-    itself, the logarithm of the effect, the effect itself; the latter of each in units of its root mean square in the
-    layer and head. The score is the sum. The logarithm alone spends a network on telling little from less, the size
-    alone on the few largest. The same bits for the same samples, seed and machine.
+    Sixteen units each foretell one thing (FORETOLD); the score is the sum. The logarithm alone spends a network on
+    telling little from less, the size alone on the few largest. The same bits for the same samples, seed and machine.
     """
 
     def joined(name: str) -> Tensor:
@@ -54,23 +61,23 @@ def fit_probe(
     keys, age, like = (joined(name) for name in ("keys", "age", "like"))
     weight = torch.cat([s.weight for s in samples]).to(device)
 
-    def sized(name: str) -> Tensor:
+    def goal(name: str) -> tuple[Tensor, float]:
         value = joined(name)
+        if name not in SIZES:
+            return value, torch.inf
         mean_square = (weight * value.square()).sum(-1, keepdim=True) / weight.sum()
-        return value / mean_square.sqrt().clamp(min=1e-12)
+        return value / mean_square.sqrt().clamp(min=1e-12), LARGE
 
-    wanted = (("target", joined, torch.inf), ("damage", sized, LARGE))
-    wanted += (("effect_target", joined, torch.inf), ("effect", sized, LARGE))
-    goals = [(of(name), large) for name, of, large in wanted[: units // UNITS[0]]]
+    goals = [goal(name) for name in foretold(units)]
     parts = [
         _fit(
-            *(keys, age, like, weight, goal, large),
+            *(keys, age, like, weight, wanted, large),
             units=units // len(goals),
             seed=seed + number,
             steps=steps,
             progress=lambda done, before=number * steps: progress(before + done, len(goals) * steps),
         )
-        for number, (goal, large) in enumerate(goals)
+        for number, (wanted, large) in enumerate(goals)
     ]
     return torch.cat(parts, dim=-1).unflatten(0, samples[0].keys.shape[:2]).float().cpu().contiguous()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from triattn.calibrate.damage import Samples, observe
 from triattn.calibrate.errors import CalibrationError
-from triattn.calibrate.fitting import fit_probe
+from triattn.calibrate.fitting import fit_probe, foretold
 from triattn.calibrate.text import prompt_of
 from triattn.policies import ModelShape, QueryStatistics
 from triattn.policies.policy import z_score
@@ -149,7 +149,7 @@ def learn(
             prompt=prompt_of(piece),
             count=3 if held else TIMES,
             sparse=None if held else generator,
-            effects=units > UNITS[1] and not held,
+            effects="effect" in foretold(units) and not held,
         )
         if sample is not None:
             (whole if held else fitted).append(sample)

@@ -100,6 +100,13 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> tuple
     return torch.einsum("hqk,hkd->hqd", weights.to(values.dtype), values.repeat_interleave(group, 0)), weights
 
 
+def placed(model: Any, tokens: Sequence[int], start: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids of tokens and their positions from `start` on, each int64 [1, n], on the model's device."""
+    device = model.get_input_embeddings().weight.device
+    ids = torch.tensor([list(tokens)], device=device)
+    return ids, torch.arange(start, start + ids.shape[1], device=device)[None]
+
+
 @contextmanager
 def attention_replaced(model: Any, function: Any) -> Iterator[None]:
     """While active, the model's attention is `function(layer, query, keys, values, scaling)` on one sequence.
@@ -143,7 +150,6 @@ def replay(
     The prompt runs whole and, where it fits, is pinned.
     """
     cache = Cache(shape.layers)
-    device = model.get_input_embeddings().weight.device
 
     def step(layer: int, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor:
         cache.extend(layer, keys, values)
@@ -154,8 +160,8 @@ def replay(
     with attention_replaced(model, step):
         while cache.computed < len(tokens):
             count = prompt_len if cache.computed == 0 and prompt_len else interval
-            piece = torch.tensor([list(tokens[cache.computed : cache.computed + count])], device=device)
-            where = torch.arange(cache.computed, cache.computed + piece.shape[1], device=device)[None]
+            some = tokens[cache.computed : cache.computed + count]
+            piece, where = placed(model, some, cache.computed)
             logits = model(input_ids=piece, position_ids=where, use_cache=False).logits[0]
             results.append(logits.float().log_softmax(-1))
             cache.computed += piece.shape[1]

@@ -80,6 +80,7 @@ def _load(options: Options, config: Any) -> tuple[Any, Any]:
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CalibrationError("model", options.model, f"cannot be loaded ({reason})") from error
+    # A pass backwards (triattn.calibrate.effect) would keep what gradients of the weights need.
     network.requires_grad_(False)
     return (network if spread else network.to(device)).eval(), tokenizer
 

@@ -53,13 +53,8 @@ function concentration(
   return { mean: mean(0, abs.length), perLayer };
 }
 
-function describe(
-  path: string,
-  metadata: StatisticsMetadata,
-  tensors: StatisticsTensors,
-): [string, string][] {
+function describe(path: string, metadata: StatisticsMetadata, units: number | null): [string, string][] {
   const { model, tokens, source, license, created_by: by } = metadata;
-  const units = probeUnits(model, tensors);
   const rotary = model.rotary;
   return [
     ["file", path],
@@ -133,13 +128,13 @@ function show(nameOrPath: string, { json }: Format): void {
   const path = locate(nameOrPath);
   const { metadata, tensors } = loadStatistics(path);
   const measured = concentration(tensors, metadata.model.layers);
+  const units = probeUnits(metadata.model, tensors);
   if (json) {
     const weights = learnedWeights(metadata, tensors);
-    const units = probeUnits(metadata.model, tensors);
     printJson({ path, ...metadata, probeUnits: units, concentration: measured, learnedWeights: weights });
     return;
   }
-  const rows = describe(path, metadata, tensors);
+  const rows = describe(path, metadata, units);
   const layers = measured.perLayer.map((value) => value.toFixed(2)).join(" ");
   rows.push(["concentration", `${measured.mean} on average; by layer ${layers}`]);
   rows.push(...describeLearned(metadata, tensors));
@@ -183,7 +178,8 @@ async function importFile(file: string, flags: ImportFlags): Promise<void> {
   };
   const metadata = await importReference({ file, config: model, out: place, ...rest });
   if (json) printJson({ path: out, ...metadata });
-  else print(columns(describe(out, metadata, loadStatistics(out).tensors)));
+  // What the reference publishes are means alone.
+  else print(columns(describe(out, metadata, null)));
 }
 
 /** `triattn stats`: the statistics on this machine. */
