@@ -183,8 +183,8 @@ def test_queries_that_are_kept_for_policies_that_observe() -> None:
 
     reserve = {"share": 0.5, "terms": [{"kind": "observed", "window": 4}]}
     mixed = {"name": "m", "terms": [{"kind": "keydiff"}], "normalize": "each", "reserve": reserve}
-    assert [kept(p) for p in ("keydiff", "snapkv", "rkv", mixed)] == [0, 32, 8, 4]
+    assert [kept(p) for p in ("keydiff", "snapkv", "rkv", "h2o", mixed)] == [0, 32, 8, 128, 4]
     assert [kept(p, "16") for p in ("keydiff", "snapkv")] == [16, 32]
-    for text in ("many", "-1", "65"):
+    for text in ("many", "-1", "1025"):
         with pytest.raises(ConfigError, match=f"TRIATTN_OBSERVED_QUERIES = '?{text}'?: a number of queries"):
             kept("keydiff", text)

@@ -76,11 +76,14 @@ def load_settings(
 def queries_observed(policy: wire.PolicyDocument) -> int:
     """Most recent queries of a request that a policy looks at."""
     terms = policy.terms + (policy.reserve.terms if policy.reserve else [])
-    return max((term.window for term in terms if isinstance(term, wire.ObservedTerm)), default=0)
+    return max(
+        (term.window for term in terms if isinstance(term, wire.ObservedTerm | wire.AccumulatedTerm)),
+        default=0,
+    )
 
 
-MOST_QUERIES = 64
-"""Longest window of the term ``observed``."""
+MOST_QUERIES = 1024
+"""Longest window of a term that looks at queries (``accumulated``)."""
 
 
 def _queries(text: str) -> int:
@@ -165,6 +168,13 @@ def check_policy(policy: wire.PolicyDocument) -> None:
     if policy.statistics == "optional" and all(isinstance(t, wire.TrigTerm | wire.NormTerm) for t in terms):
         remedy = "must be required where every term needs them"
         raise ConfigError("policy.statistics", policy.statistics, remedy)
+    for term in terms:
+        if isinstance(term, wire.AccumulatedTerm) and term.window < policy.interval:
+            remedy = (
+                f"must not exceed the window of the term accumulated, {term.window}: queries between rounds would be "
+                "left out"
+            )
+            raise ConfigError("policy.interval", policy.interval, remedy)
 
 
 def preset(name: str) -> wire.PolicyDocument:

@@ -395,6 +395,24 @@ class ObservedTerm(Strict, kw_only=True, tag_field="kind", tag="observed"):
     ] = "mean"
 
 
+class AccumulatedTerm(Strict, kw_only=True, tag_field="kind", tag="accumulated"):
+    """
+    All attention that queries have paid, added up from round to round (arXiv 2306.14048). The engine keeps the queries since the round before: memory for every request that may run, set aside at start-up.
+    """
+
+    weight: Annotated[
+        float, Meta(description="Factor of this term in the sum.", ge=-1000000.0, le=1000000.0)
+    ] = 1
+    window: Annotated[
+        int,
+        Meta(
+            description="Most queries that a round adds, the most recent ones: at least the interval, or some would be left out. Budget + interval: at the first round, too, no query of a generated token is.",
+            ge=1,
+            le=1024,
+        ),
+    ] = 128
+
+
 class RedundancyTerm(Strict, kw_only=True, tag_field="kind", tag="redundancy"):
     """
     Negative softmax of a key's mean cosine to all others; of tokens alike by more than 0.5 the latest is spared (arXiv 2505.24133).
@@ -596,6 +614,7 @@ ScoreTerm: TypeAlias = (
     | LeverageTerm
     | ProbeTerm
     | ObservedTerm
+    | AccumulatedTerm
     | RedundancyTerm
     | GumbelTerm
 )

@@ -17,13 +17,13 @@ MARGIN = 2e-3
 there the unit is the standard deviation of a head's scores."""
 
 
-def check_selection(run: Run, *, late: int = 0) -> int:
+def check_selection(run: Run, *, late: int = 0, forget: bool = False) -> int:
     """Every round of a run with ``Scenario.plugin`` kept the entries with the highest scores; rounds checked.
 
-    Scores that look at attention do so by the dense model's own queries; those ``late`` positions too early, to see
-    whether the check bites.
+    Scores that look at attention do so by the dense model's own queries; those ``late`` positions too early, or with
+    ``forget`` without what rounds before have found, to see whether the check bites.
     """
-    return _check(run, late, None)
+    return _check(run, late, None, forget)
 
 
 def agreement(run: Run, *, late: int = 0) -> float:
@@ -36,7 +36,7 @@ def agreement(run: Run, *, late: int = 0) -> float:
     return sum(shares) / len(shares)
 
 
-def _check(run: Run, late: int, shares: list[float] | None) -> int:
+def _check(run: Run, late: int, shares: list[float] | None, forget: bool = False) -> int:
     from triattn import wire
     from triattn.config import load_settings
     from triattn.policies import Policy
@@ -48,7 +48,7 @@ def _check(run: Run, late: int, shares: list[float] | None) -> int:
     statistics = Statistics.load(settings.statistics) if settings.statistics else None
     policy = Policy.of(settings.policy).with_statistics(statistics)
     return sum(
-        _check_incarnation(run, outcome, number, settings.policy, policy, statistics, late, shares)
+        _check_incarnation(run, outcome, number, settings.policy, policy, statistics, late, shares, forget)
         for outcome in run.outcomes.values()
         for number in outcome.rounds
     )
@@ -63,6 +63,7 @@ def _check_incarnation(
     statistics,
     late: int,
     shares: list[float] | None,
+    forget: bool,
 ) -> int:
     from triattn.policies import ModelShape
     from triattn.policies.context import Memory
@@ -100,8 +101,8 @@ def _check_incarnation(
             and len(request.prompt) + document.pin.window + run.scenario.block_size <= keep
         )
         # By position here, by row in the engine: what an entry's memory is depends on neither.
-        memory = Memory(resident.shape[-1], lambda term, layer, r=remembered: r[term, layer])
-        since = max(first, this.computed - 64) - late
+        memory = Memory(0 if forget else resident.shape[-1], lambda term, layer, r=remembered: r[term, layer])
+        since = max(first, this.computed - 1024) - late
         context = Context(
             model=shape,
             keys=lambda layer, p=positions: _rows(keys[layer], p[layer]),

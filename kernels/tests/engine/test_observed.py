@@ -41,15 +41,16 @@ def test_rows_change_hands(runner: str) -> None:
     assert check_selection(result) == result.rounds
 
 
+@pytest.mark.parametrize("name", ["rkv", "h2o"])
 @both
-def test_prompts_that_were_in_the_prefix_cache(runner: str) -> None:
+def test_prompts_that_were_in_the_prefix_cache(runner: str, name: str) -> None:
     """Of a shared prompt no query is there: the round after one token observes one, not those of another request."""
     shared = prompt(9, 96)
     result = run(
         Scenario(
             "qwen3",
             runner,
-            plugin("qwen3", "rkv"),
+            plugin("qwen3", name),
             requests=[
                 Request("first", shared + prompt(1, 30), 12),
                 Request("one", shared + prompt(2, 1), 20, arrive=12),
@@ -61,22 +62,22 @@ def test_prompts_that_were_in_the_prefix_cache(runner: str) -> None:
     )
     check(result, rounds=6)
     assert check_selection(result) == result.rounds
-    for name, computed in (("one", 97), ("few", 101)):
-        assert result[name].cached_tokens == 96
-        assert result[name].rounds[0][0].computed == computed
+    for request, computed in (("one", 97), ("few", 101)):
+        assert result[request].cached_tokens == 96
+        assert result[request].rounds[0][0].computed == computed
 
 
 @pytest.mark.parametrize(
-    ("runner", "async_scheduling"),
-    [("v1", False), ("v1", True), ("v2", True)],
-    ids=["v1", "v1-async", "v2-async"],
+    ("runner", "async_scheduling", "name"),
+    [("v1", False, "snapkv"), ("v1", True, "snapkv"), ("v2", True, "snapkv"), ("v2", True, "h2o")],
+    ids=["v1", "v1-async", "v2-async", "v2-async-h2o"],
 )
-def test_preempted_and_resumed(runner: str, async_scheduling: bool) -> None:
+def test_preempted_and_resumed(runner: str, async_scheduling: bool, name: str) -> None:
     result = run(
         Scenario(
             "llama",
             runner,
-            plugin("llama", "snapkv", budget=96, interval=16),
+            plugin("llama", name, budget=96, interval=16),
             requests=[
                 Request("old0", prompt(0, 20), 95),
                 Request("old1", prompt(1, 20), 95, arrive=1),

@@ -86,6 +86,7 @@ SCENARIOS |= {
     # Queries are kept by a kernel that full graphs have captured, mixed batches of prefill and decoding among them.
     "snapkv gqa4-128": scenario("gqa4-128", "snapkv"),
     "rkv gqa8-64": scenario("gqa8-64", "rkv"),
+    "h2o gqa4-128": scenario("gqa4-128", "h2o"),
     "blend gqa4-128 v1": scenario("gqa4-128", "blend", runner="v1"),
     "plain gqa4-128 fp8": scenario("gqa4-128", None, engine_args=FP8),
     "triattention gqa4-128 fp8": scenario("gqa4-128", "triattention", engine_args=FP8),
@@ -137,7 +138,7 @@ def test_the_check_bites(runs: dict[str, Run], name: str) -> None:
     assert worst > 5 * limit
 
 
-@pytest.mark.parametrize("name", ["snapkv gqa4-128", "rkv gqa8-64"])
+@pytest.mark.parametrize("name", ["snapkv gqa4-128", "rkv gqa8-64", "h2o gqa4-128"])
 def test_what_is_observed_is_what_the_dense_models_queries_say(runs: dict[str, Run], name: str) -> None:
     """But for near scores: the engine is not float32. With queries from elsewhere other tokens would have stayed."""
     run = get(runs, name)

@@ -93,6 +93,15 @@ POLICIES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         ],
         {"selection": "per_head", "normalize": "each"},
     ),
+    "accumulated": ([{"kind": "accumulated", "window": 70}], {**EACH, "normalize": "none"}),
+    "accumulations": (
+        [
+            {"kind": "accumulated", "window": 5},
+            {"kind": "observed", "window": 9},
+            {"kind": "superseded", "weight": 0.5},
+        ],
+        {**EACH, "normalize": "each", "reserve": {"share": 0.5, "terms": [{"kind": "recency"}]}},
+    ),
     "redundancy": (
         [{"kind": "observed", "group": "max", "window": 8, "weight": 0.1}, {"kind": "redundancy"}],
         {**EACH, "normalize": "none"},
@@ -138,6 +147,7 @@ SEPARATE_KERNELS = [
     "mixed",
     "expected",
     "redundancy",
+    "accumulated",
     "probe alone",
     "reserve",
     "both",

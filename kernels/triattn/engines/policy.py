@@ -171,7 +171,7 @@ def check_policy(
     compressing = {case.policy for case in rules.cases() if case.budget}
     for number, document in enumerate(policy.documents):
         scoring = Policy.of(document)
-        _check_queries(document.name, scoring.observes, queries)
+        _check_queries(document.name, scoring, queries)
         statistics = None
         if scoring.uses_statistics and policy.statistics is not None:
             statistics = load_statistics(policy.statistics, geometry)
@@ -198,16 +198,18 @@ def check_policy(
             known.add(key)
 
 
-def _check_queries(name: str, needed: int, kept: int | None) -> None:
+def _check_queries(name: str, policy: Policy, kept: int | None) -> None:
+    needed = policy.observes
     if needed <= (kept or 0):
         return
+    term = policy.observing
     if kept is None:
         remedy = (
-            "this engine's hooks keep no queries; serve with vLLM, or use a policy without the term observed"
+            f"this engine's hooks keep no queries; serve with vLLM, or use a policy without the term {term}"
         )
     else:
         remedy = (
             f"policy {name!r} observes the last {needed} queries of each request, and the engine keeps {kept}: memory "
             f"for them is set aside at start-up; restart with this policy, or with {QUERIES}={needed}"
         )
-    raise ConfigError("terms", "observed", remedy)
+    raise ConfigError("terms", term, remedy)

@@ -20,6 +20,7 @@ from triattn.ops import (
 )
 from triattn.ops.program import Extra
 from triattn.policies import PolicyError
+from triattn.policies.accumulated import Accumulated
 from triattn.policies.expected import Expected
 from triattn.policies.gumbel import Gumbel
 from triattn.policies.leverage import SKETCH, Leverage
@@ -64,7 +65,7 @@ def launch_extras(
                 _expected(rounds, fields, tables, b, out, into, extra.constants)
             case Leverage():
                 _leverage(rounds, fields, tables, b, out, into, extra.constants)
-            case Observed():
+            case Observed() | Accumulated():
                 assert recent is not None, "engines that keep no queries refuse this term"
                 observed.launch(rounds, fields, tables, b, out, into, extra.term, recent)
             case Redundancy():

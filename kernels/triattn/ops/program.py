@@ -11,6 +11,7 @@ from torch import Tensor
 
 from triattn.ops import expected, leverage
 from triattn.policies import ModelShape, Policy, PolicyError, QueryStatistics
+from triattn.policies.accumulated import Accumulated
 from triattn.policies.expected import Expected
 from triattn.policies.gumbel import STREAM, Gumbel
 from triattn.policies.keydiff import KeyDiff
@@ -276,7 +277,7 @@ def _kind(term: object) -> str:
             return "recency"
         case KeyNorm() | ValueRange() | Leverage() | Redundancy() | Probe() | Gumbel():
             return type(term).__name__.lower()
-        case ValueNorm() | Superseded() | Expected() | Observed():
+        case ValueNorm() | Superseded() | Expected() | Observed() | Accumulated():
             return str(term)
     raise PolicyError("terms", type(term).__name__, "this score term has no GPU kernel")
 

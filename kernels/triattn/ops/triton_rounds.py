@@ -3,7 +3,7 @@
 Launches of a round, in order (those that the policy does not need are left out):
 
     extras      terms with kernels of their own (knorm, vnorm, vrange, superseded, probe, expected, leverage,
-                observed, redundancy, gumbel)
+                observed, accumulated, redundancy, gumbel)
     anchor      partial sums of unit keys (keydiff)
     prepare     the vectors that keys are multiplied by, at this round's time
     score       raw scores, K read once, and the moments that z-scores need (not where extras are all there is)
@@ -42,6 +42,7 @@ from triattn.ops.program import compile_policy, split_matrix
 from triattn.ops.queries import QueryRing
 from triattn.ops.workspace import Workspace, round_up
 from triattn.policies import ModelShape, Policy, PolicyError, QueryStatistics
+from triattn.policies.accumulated import Accumulated
 from triattn.policies.expected import Expected
 from triattn.policies.leverage import Leverage
 from triattn.policies.observed import Observed
@@ -120,7 +121,7 @@ class TritonRounds:
     `max_resident` is the longest row a round can meet, in tokens, where it is known. Scratch memory is
     `workspace_bytes`; a batch that needs more is done in parts, and one request that needs more enlarges it.
 
-    `ring` holds the queries that the term `observed` looks at.
+    `ring` holds the queries that the terms `observed` and `accumulated` look at.
 
     Raises:
         PolicyError: the policy, or a cache, has no kernel.
@@ -193,9 +194,10 @@ class TritonRounds:
         # Softmax denominators of a row and chunk: of each observed query, and of each head or of the whole group.
         self._observed = max(
             (
-                observed.window_columns(e.term.window) * (1 if e.term.group == "max" else shape.group)
+                observed.window_columns(e.term.window)
+                * (1 if getattr(e.term, "group", "") == "max" else shape.group)
                 for e in p.extras
-                if isinstance(e.term, Observed)
+                if isinstance(e.term, Observed | Accumulated)
             ),
             default=0,
         )

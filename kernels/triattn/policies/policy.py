@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from triattn import wire
+from triattn.policies.accumulated import Accumulated
 from triattn.policies.context import ModelShape, QueryStatistics, Round
 from triattn.policies.errors import PolicyError
 from triattn.policies.expected import Expected
@@ -122,7 +123,7 @@ class Policy:
     def remembered(self) -> tuple[Term, ...]:
         """The terms that remember something of entries from round to round."""
         terms = (REPEATS if isinstance(t, Probe) else t for t in self.all_terms)
-        return tuple(dict.fromkeys(t for t in terms if isinstance(t, Superseded)))
+        return tuple(dict.fromkeys(t for t in terms if isinstance(t, Superseded | Accumulated)))
 
     @property
     def needs_statistics(self) -> bool:
@@ -142,7 +143,17 @@ class Policy:
     @property
     def observes(self) -> int:
         """Most recent queries of a request that some term looks at; 0: none."""
-        return max((t.window for t in self.all_terms if isinstance(t, Observed)), default=0)
+        return max((t.window for t in self._observing), default=0)
+
+    @property
+    def observing(self) -> str:
+        """Kind of the term that looks at most queries; "" without one."""
+        most = max(self._observing, key=lambda t: t.window, default=None)
+        return "" if most is None else type(most).__name__.lower()
+
+    @property
+    def _observing(self) -> list[Observed | Accumulated]:
+        return [t for t in self.all_terms if isinstance(t, Observed | Accumulated)]
 
     @property
     def per_query_head(self) -> bool:

@@ -9,6 +9,7 @@ import msgspec
 from torch import Tensor
 
 from triattn import wire
+from triattn.policies.accumulated import Accumulated
 from triattn.policies.context import Round
 from triattn.policies.errors import PolicyError
 from triattn.policies.expected import Expected
@@ -89,6 +90,8 @@ def _term(item: object, document: wire.PolicyDocument) -> Term:
             return Probe()
         case wire.ObservedTerm():
             return Observed(item.window, item.reach, item.group)
+        case wire.AccumulatedTerm():
+            return Accumulated(item.window)
         case wire.RedundancyTerm():
             return Redundancy()
         case wire.GumbelTerm():

@@ -4,7 +4,7 @@ import { ConfigError, parseRules, preset } from "@triattn/control";
 import { expect, test } from "vitest";
 import { version, writeDistInfo } from "../src/package.ts";
 import { backendOf } from "../src/serve/backends.ts";
-import { engineVariables, withVariables } from "../src/serve/environment.ts";
+import { engineVariables, keptQueries, withVariables } from "../src/serve/environment.ts";
 import { readEngineFlags, urlOf } from "../src/serve/flags.ts";
 import { quote, toJson } from "../src/serve/output.ts";
 import { checkObserved, resolvePolicy } from "../src/serve/policy.ts";
@@ -157,6 +157,10 @@ test("queries that rules' policies observe are set aside while the engine starts
   expect(variable()).toBe("8");
   expect(variable("4")).toBe("8");
   expect(variable("32")).toBeUndefined();
+  const kept = keptQueries([preset("keydiff"), preset("h2o"), preset("snapkv")], {
+    TRIATTN_OBSERVED_QUERIES: "64",
+  });
+  expect(kept).toEqual({ TRIATTN_OBSERVED_QUERIES: "128" });
   const without = engineVariables({ plugin: "/p", policy: preset("snapkv"), statistics: null }, {});
   expect(without).not.toHaveProperty("TRIATTN_OBSERVED_QUERIES");
 });
@@ -168,6 +172,9 @@ test("a policy that observes attention is refused where the engine's hooks keep 
   expect(() => check("vllm")).not.toThrow();
   expect(() => check("sglang")).toThrow(
     "policy = rkv: its term observed needs recent queries, which triattn keeps in vLLM but not in SGLang",
+  );
+  expect(() => checkObserved({ policy: preset("h2o"), rules: [] }, backendOf("sglang"))).toThrow(
+    "policy = h2o: its term accumulated needs recent queries",
   );
   expect(() => checkObserved({ policy: preset("keydiff"), rules: [] }, backendOf("sglang"))).not.toThrow();
 });

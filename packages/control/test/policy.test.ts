@@ -41,6 +41,7 @@ describe("parsePolicy", () => {
       "policy.reserve.share",
       2,
     ],
+    [{ ...document, terms: [{ kind: "accumulated", window: 8 }], interval: 9 }, "policy.interval", 9],
     [{ ...document, name: "a\n" }, "policy.name", "a\n"],
     [null, "policy", null],
   ];

@@ -154,6 +154,27 @@ export const ObservedTerm = z
       "every request that may run, set aside at start-up.",
   });
 
+export const AccumulatedTerm = z
+  .strictObject({
+    kind: z.literal("accumulated"),
+    weight,
+    window: z
+      .int()
+      .min(1)
+      .max(1024)
+      .default(128)
+      .describe(
+        "Most queries that a round adds, the most recent ones: at least the interval, or some would be left out. " +
+          "Budget + interval: at the first round, too, no query of a generated token is.",
+      ),
+  })
+  .meta({
+    id: "AccumulatedTerm",
+    description:
+      "All attention that queries have paid, added up from round to round (arXiv 2306.14048). The engine keeps the " +
+      "queries since the round before: memory for every request that may run, set aside at start-up.",
+  });
+
 export const RedundancyTerm = z.strictObject({ kind: z.literal("redundancy"), weight }).meta({
   id: "RedundancyTerm",
   description:
@@ -183,6 +204,7 @@ export const ScoreTerm = z
     LeverageTerm,
     ProbeTerm,
     ObservedTerm,
+    AccumulatedTerm,
     RedundancyTerm,
     GumbelTerm,
   ])
@@ -203,10 +225,15 @@ export function readsProbe({ kind }: { readonly kind: string }): boolean {
   return kind === "probe";
 }
 
+/** Whether a term looks at recent queries of a request. */
+export function observes(term: ScoreTerm): term is Extract<ScoreTerm, { kind: "observed" | "accumulated" }> {
+  return term.kind === "observed" || term.kind === "accumulated";
+}
+
 /** Most recent queries of a request that a policy looks at; an engine must keep as many. */
 export function queriesObserved({ terms, reserve }: Pick<PolicyDocument, "terms" | "reserve">): number {
   const all = [...terms, ...(reserve?.terms ?? [])];
-  return Math.max(0, ...all.map((term) => (term.kind === "observed" ? term.window : 0)));
+  return Math.max(0, ...all.map((term) => (observes(term) ? term.window : 0)));
 }
 
 const share = z.number().min(0).max(1);
@@ -323,6 +350,16 @@ export const PolicyDocument = z
       statistics === "required" ||
       [...terms, ...(reserve?.terms ?? [])].some((term) => !readsStatistics(term)),
     { path: ["statistics"], error: "must be required where every term needs them" },
+  )
+  .refine(
+    ({ terms, reserve, interval }) =>
+      [...terms, ...(reserve?.terms ?? [])].every(
+        (term) => term.kind !== "accumulated" || term.window >= interval,
+      ),
+    {
+      path: ["interval"],
+      error: "must not exceed the window of the term accumulated: queries between rounds would be left out",
+    },
   )
   .meta({ id: "PolicyDocument", description: "How the KV cache of each request is kept inside its budget." });
 

@@ -93,6 +93,18 @@ export const presets = {
     selection: "per_layer_per_head",
     pin: { window: 32 },
   },
+  /**
+   * H2O, arXiv 2306.14048: half of the places to the most recent tokens, half to those that were paid most attention in
+   * all, mean over the query heads of a KV head. Added up from the first round on, and its last 128 queries.
+   */
+  h2o: {
+    name: "h2o",
+    terms: [{ kind: "accumulated" }],
+    reserve: { share: 0.5, terms: [{ kind: "recency" }] },
+    normalize: "each",
+    selection: "per_layer_per_head",
+    pin: { window: 0 },
+  },
   /** R-KV, arXiv 2505.24133: λ = 0.1 of the attention of the last 8 queries, less 0.9 of the redundancy of keys. */
   rkv: {
     name: "rkv",

@@ -69,7 +69,7 @@ def check_layer(name: str, layer: Any) -> None:
     Raises:
         ConfigError: with the way out.
     """
-    remedy = "a policy with the term observed cannot follow this; use one without"
+    remedy = "a policy that looks at queries (observed, accumulated) cannot follow this; use one without"
     impl = layer.impl
     if getattr(layer, "query_quant", None) is not None:
         raise ConfigError(

@@ -98,6 +98,6 @@ def without_queries(memory: int, vllm_config: Any, length: int) -> int:
             vllm_config.scheduler_config.max_num_seqs,
             f"the last {length} queries of as many requests, which the policy observes, take "
             f"{needed / 2**30:.1f} GiB of the {memory / 2**30:.1f} that are free; lower --max-num-seqs, or use a "
-            "policy without the term observed",
+            "policy without the terms observed and accumulated",
         )
     return memory - needed

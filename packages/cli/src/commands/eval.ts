@@ -14,8 +14,9 @@ import { type EvalReport, type Result, summarize, table, unfired } from "../eval
 import { RowFile } from "../eval/rows.ts";
 import { run } from "../eval/run.ts";
 import { list, modelPath } from "../eval/settings.ts";
-import { BACKENDS, type BackendName } from "../serve/backends.ts";
+import { BACKENDS, type BackendName, backendOf } from "../serve/backends.ts";
 import { toJson } from "../serve/output.ts";
+import { checkObserved } from "../serve/policy.ts";
 import type { Served } from "../serve/serve.ts";
 import { onSignals, signalCode } from "../serve/signals.ts";
 import { generateCommand, tokenizerCommand } from "./eval-generate.ts";
@@ -210,6 +211,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
     ...{ keeps, pins, interval, window, seed },
     statistics: flags.stats,
   });
+  for (const { document } of arms) checkObserved({ policy: document, rules: [] }, backendOf(flags.backend));
   const tasks = await chooseTasks({ model, keeps, ...flags, whole });
   const settings = {
     model,
@@ -265,6 +267,7 @@ async function evaluate(name: string, engineFlags: readonly string[], flags: Eva
             ...{ model, profile, longest, interval, backend: flags.backend },
             python: flags.python,
             budget: Math.max(...arms.map(({ document }) => document.budget)),
+            policies: arms.map(({ document }) => document),
             engines: flags.engines,
             concurrency: flags.concurrency,
             requests: own.length * flags.limit * (flags.data.length > 0 ? flags.samples : 1),

@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { availableParallelism } from "node:os";
 import { join } from "node:path";
+import type { PolicyDocument } from "@triattn/protocol";
 import type { EngineEnvironment } from "../serve/python.ts";
 import type { EngineClient } from "./client.ts";
 import type { Item, Profile, Reply } from "./task.ts";
@@ -14,6 +15,8 @@ export interface EngineNeeds {
   readonly interval: number;
   /** Largest budget of the arms' policies: an engine refuses one that its cache cannot hold. */
   readonly budget: number;
+  /** Policies of all arms: what they need at start-up is there from the start. */
+  readonly policies: readonly PolicyDocument[];
   /** Longest request in tokens; null: the model's own limit. */
   readonly longest: number | null;
   /** The user's own flags of the engine; they come last, so that they win. */

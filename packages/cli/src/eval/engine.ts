@@ -1,5 +1,6 @@
 import type { EngineEvent } from "@triattn/protocol";
 import { type BackendName, backendOf } from "../serve/backends.ts";
+import { keptQueries } from "../serve/environment.ts";
 import { prepare } from "../serve/prepare.ts";
 import { findEngine } from "../serve/python.ts";
 import { type Served, start } from "../serve/serve.ts";
@@ -66,6 +67,7 @@ export class EvalEngine {
     const backend = evalBackend(options.backend);
     const found = await findEngine(options.python, process.env, backendOf(options.backend));
     const cpu = backend.onCpu(found, options.flags, process.env);
+    const environment = cpu ? { ...backend.cpuEnvironment(process.env), ...process.env } : process.env;
     const plan = await prepare({
       model: options.model,
       policy: first.document,
@@ -73,7 +75,7 @@ export class EvalEngine {
       backend: options.backend,
       python: options.python,
       engineFlags: [...backend.flags(options, SERVED, cpu), ...options.flags],
-      environment: cpu ? { ...backend.cpuEnvironment(process.env), ...process.env } : process.env,
+      environment: { ...environment, ...keptQueries(options.policies, environment) },
     });
     const served = await start(plan, { onLine: options.onLine });
     options.onStart(served);

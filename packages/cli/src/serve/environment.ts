@@ -36,15 +36,18 @@ export function engineVariables(
     // What the engine prepares for while it starts; the policy itself comes through the socket.
     TRIATTN_POLICY: JSON.stringify(policy),
     TRIATTN_STATS: statistics ?? undefined,
-    ...observed(policiesOf(rules), environment[QUERIES]),
+    ...keptQueries(policiesOf(rules), environment),
     ...allowed(pluginsVariable, environment[pluginsVariable]),
   };
 }
 
-/** Rules' policies come through the socket only, but the queries that they observe are set aside at start-up. */
-function observed(rules: readonly PolicyDocument[], asked: string | undefined): Record<string, string> {
-  const most = Math.max(0, ...rules.map(queriesObserved));
-  return most > Number(asked ?? 0) ? { [QUERIES]: String(most) } : {};
+/** Policies may come through the socket later, but memory for the queries that they observe is set aside at start-up. */
+export function keptQueries(
+  policies: readonly PolicyDocument[],
+  environment: NodeJS.ProcessEnv,
+): Record<string, string> {
+  const most = Math.max(0, ...policies.map(queriesObserved));
+  return most > Number(environment[QUERIES] ?? 0) ? { [QUERIES]: String(most) } : {};
 }
 
 /** VLLM_PLUGINS or SGLANG_PLUGINS, where it is set, lists the plugins that the engine loads. */

@@ -12,6 +12,7 @@ import {
   type StatisticsMatch,
 } from "@triattn/control";
 import {
+  observes,
   type PolicyDocument,
   type PolicyInput,
   type PresetName,
@@ -252,7 +253,8 @@ export function checkObserved(
 ): void {
   const found = keepsQueries ? undefined : [policy, ...policiesOf(rules)].find(queriesObserved);
   if (found !== undefined) {
-    const remedy = `its term observed needs recent queries, which triattn keeps in vLLM but not in ${label}; serve with --backend vllm, or use a policy without that term`;
+    const kind = [...found.terms, ...(found.reserve?.terms ?? [])].find(observes)?.kind;
+    const remedy = `its term ${kind} needs recent queries, which triattn keeps in vLLM but not in ${label}; serve with --backend vllm, or use a policy without that term`;
     throw new ConfigError("policy", found.name, remedy);
   }
 }

@@ -263,6 +263,7 @@ test("vLLM on a CPU: one process, unless the user's flags want several; a cache 
     concurrency: 100,
     interval: 64,
     budget: 2048,
+    policies: [],
     longest: 2028,
     flags: [],
   } as const;
@@ -284,6 +285,7 @@ test("SGLang's flags: a pool for whole requests on a CPU, chunks of one interval
     concurrency: 4,
     interval: 64,
     budget: 2048,
+    policies: [],
     longest: 992,
     flags: [],
   } as const;

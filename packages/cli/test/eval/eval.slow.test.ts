@@ -75,6 +75,12 @@ test("a request ends at its first wrong token; --whole generates on, and tells a
   expect([mixed.code, mixed.stderr]).toEqual([2, expect.stringMatching(/whole was false, is now true/)]);
 }, 60_000);
 
+test("a policy that needs queries is refused before an engine starts that keeps none", async () => {
+  using directory = new TemporaryDirectory();
+  const ran = await evaluate(directory, "", "--backend", "sglang", "--policy", "keydiff,h2o");
+  expect([ran.code, ran.stderr]).toEqual([2, expect.stringContaining("policy = h2o: its term accumulated")]);
+}, 60_000);
+
 test("an engine that dies half-way: exit code 4, finished rows kept, --resume goes on", async () => {
   using directory = new TemporaryDirectory();
   const rows = join(directory.path, "rows.jsonl");

@@ -12,6 +12,7 @@ export const PRESETS: Readonly<Partial<Record<PresetName, string>>> = {
   knorm: "short keys",
   leverage: "keys that no combination of the others stands in for",
   snapkv: "keys that the last 32 queries attend to",
+  h2o: "half the most recent, half keys that were paid most attention in all",
   rkv: "a little of what the last 8 queries attend to, less keys like many others",
   superseded: "what no later token repeats",
   vase: "values of the largest range, the rest at random",

@@ -1,0 +1,49 @@
+"""Attention that all queries have paid, added up (H2O, arXiv 2306.14048)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from triattn.policies.context import Round
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """S(k) = Σ over queries q of A_q(k), per KV head; A: mean over its query heads of their softmaxes.
+
+    A softmax is that of q·k times the scale of attention over all resident tokens that the query may see: what q paid,
+    since nothing is evicted between rounds. A round adds the queries since the round before, and what they find is
+    remembered (`Memory`); at the first round, or of more than `window` queries, the last `window`, or as many as the
+    request has in this cache. A key whose q·k is not finite takes no part in the softmax; it scores as not a number
+    where it holds one itself.
+    """
+
+    window: int
+    per_query_head = False
+    names_heads = True
+    needs_statistics = False
+    reads_keys = True
+
+    def score(self, ctx: Round, layer: int) -> Tensor:
+        """float32 [kv_heads, N]."""
+        assert ctx.queries is not None, "engines that keep no queries refuse this term"
+        model, position, keys = ctx.model, ctx.positions[layer], ctx.keys(layer)
+        entries = position.shape[-1]
+        known = ctx.memory.known if ctx.memory else 0
+        queries = ctx.queries(layer)
+        count = min(queries.shape[1], self.window, entries - known)
+        queries = queries[:, queries.shape[1] - count :]
+        logits = torch.einsum("hgqd,hnd->hgqn", queries.unflatten(0, (model.kv_heads, model.group)), keys)
+        when = torch.arange(ctx.computed - count, ctx.computed, device=position.device)
+        seen = position[:, None, None] <= when[:, None]
+        logits = torch.where(seen & torch.isfinite(logits), logits, -torch.inf)
+        # A query that sees nothing here pays no attention.
+        paid = torch.nan_to_num(logits.softmax(dim=-1), nan=0.0).mean(dim=1).sum(dim=1)
+        if ctx.memory:
+            if known:
+                paid[:, :known] += ctx.memory.stored(self, layer)[:, :known]
+            ctx.memory.found[self, layer] = paid
+        return torch.where(keys.isnan().any(dim=-1), torch.nan, paid)
