@@ -209,7 +209,7 @@ def _from_additional(config: Any) -> tuple[wire.PolicyDocument, str | None]:
     statistics = config.get("statistics")
     if statistics is not None and not (isinstance(statistics, str) and statistics):
         raise ConfigError(f"{where}.statistics", statistics, "the path of a statistics file")
-    chosen = config.get("policy", "triattention")
+    chosen = config.get("policy", "auto")
     policy = preset(chosen) if isinstance(chosen, str) else parse_policy(chosen)
     changes = {key: config[key] for key in ("budget", "interval") if key in config}
     return parse_policy({**msgspec.to_builtins(policy), **changes}), statistics

@@ -15,6 +15,7 @@ from triattn import wire
 from triattn.config import QUERIES, ConfigError
 from triattn.model import inv_freq
 from triattn.policies import ModelShape, Policy
+from triattn.policies.probe import REPEATS
 from triattn.rules import Rules
 from triattn.statistics import Statistics, StatisticsError
 
@@ -80,6 +81,15 @@ def model_shape(
         attention_scaling=scaling,
         pairing=pairing,
     )
+
+
+def bytes_beside(document: wire.PolicyDocument | None) -> int:
+    """Bytes beside K and V of one entry of a KV head: its position, and what terms of this policy remember of it."""
+    if document is None:
+        return 4
+    policy = Policy.of(document)
+    # What statistics have learned may look at repetition where the document does not.
+    return 4 * (1 + len({*policy.remembered, *([REPEATS] if policy.learned else [])}))
 
 
 def heads_of(heads: int, size: int, rank: int) -> list[int]:

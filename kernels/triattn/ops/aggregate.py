@@ -173,26 +173,18 @@ def aggregate_kernel(
     previous = field(fields, request, PREVIOUS)
     evicted = field(fields, request, EVICTED)
     free, recent = evictable_span(fields, request, sinks, window)
-    best = tl.full([TILE], float("-inf"), tl.float32)
-    total = tl.zeros([TILE], tl.float64)
-    pinned = tl.zeros([TILE], tl.int32)
-    for start in range(0, SHARED, LOAD):
-        which = start + tl.arange(0, LOAD)
-        have = (which < SHARED)[:, None]
-        # Row numbers in LAYERS * HEADS: of a shared head, one a layer.
-        number = choice + which * CHOICES
-        layer = number // HEADS
-        head = number % HEADS
-        row = (request.to(tl.int64) * (LAYERS * HEADS) + number)[:, None]
-        mask = have & valid[None, :]
+    out = final + (request.to(tl.int64) * CHOICES + choice) * stride + index
+    if SHARED == 1:
+        # One row in two dimensions would be every warp's whole work.
+        row = request.to(tl.int64) * CHOICES + choice
         score = group_score(
-            raw + row * CHANNELS * stride + index[None, :],
+            raw + row * CHANNELS * stride + index,
             stride,
             partials + row * chunks * (2 * CHANNELS + 1),
             chunks,
-            mask,
-            have,
-            weights + (tl.where(which < SHARED, number, 0) * (QUERY_SETS + KV_SETS))[:, None],
+            valid,
+            chunks > 0,
+            weights + choice * (QUERY_SETS + KV_SETS),
             CHANNELS,
             GROUP,
             QUERY_SETS,
@@ -202,17 +194,54 @@ def aggregate_kernel(
             CHUNKS_P2,
         )
         slots = (
-            positions + (layer.to(tl.int64) * position_layer_stride + head * position_head_stride)[:, None]
+            positions
+            + (choice // HEADS).to(tl.int64) * position_layer_stride
+            + (choice % HEADS) * position_head_stride
         )
-        position = load_positions(slots + slot[None, :], index[None, :], mask, previous, evicted)
-        pins = (position < free) | (position >= recent)
-        pinned += tl.sum((pins & mask).to(tl.int32), axis=0)
+        position = load_positions(slots + slot, index, valid, previous, evicted)
+        score = tl.where((position < free) | (position >= recent), float("inf"), score)
+        tl.store(out, score, mask=valid)
+    else:
+        best = tl.full([TILE], float("-inf"), tl.float32)
+        total = tl.zeros([TILE], tl.float64)
+        pinned = tl.zeros([TILE], tl.int32)
+        for start in range(0, SHARED, LOAD):
+            which = start + tl.arange(0, LOAD)
+            have = (which < SHARED)[:, None]
+            # Row numbers in LAYERS * HEADS: of a shared head, one a layer.
+            number = choice + which * CHOICES
+            layer = number // HEADS
+            head = number % HEADS
+            row = (request.to(tl.int64) * (LAYERS * HEADS) + number)[:, None]
+            mask = have & valid[None, :]
+            score = group_score(
+                raw + row * CHANNELS * stride + index[None, :],
+                stride,
+                partials + row * chunks * (2 * CHANNELS + 1),
+                chunks,
+                mask,
+                have,
+                weights + (tl.where(which < SHARED, number, 0) * (QUERY_SETS + KV_SETS))[:, None],
+                CHANNELS,
+                GROUP,
+                QUERY_SETS,
+                KV_SETS,
+                STATS,
+                GROUP_MEAN,
+                CHUNKS_P2,
+            )
+            slots = (
+                positions
+                + (layer.to(tl.int64) * position_layer_stride + head * position_head_stride)[:, None]
+            )
+            position = load_positions(slots + slot[None, :], index[None, :], mask, previous, evicted)
+            pins = (position < free) | (position >= recent)
+            pinned += tl.sum((pins & mask).to(tl.int32), axis=0)
+            if LAYER_MEAN:
+                total += tl.sum(tl.where(mask, score, 0.0).to(tl.float64), axis=0)
+            else:
+                best = tl.maximum(best, tl.max(tl.where(mask, score, float("-inf")), axis=0))
         if LAYER_MEAN:
-            total += tl.sum(tl.where(mask, score, 0.0).to(tl.float64), axis=0)
-        else:
-            best = tl.maximum(best, tl.max(tl.where(mask, score, float("-inf")), axis=0))
-    if LAYER_MEAN:
-        best = lowest_if_nan((total / SHARED).to(tl.float32))
-    best = tl.where(pinned > 0, float("inf"), best)
-    out = final + (request.to(tl.int64) * CHOICES + choice) * stride + index
-    tl.store(out, best, mask=valid)
+            best = lowest_if_nan((total / SHARED).to(tl.float32))
+        best = tl.where(pinned > 0, float("inf"), best)
+        tl.store(out, best, mask=valid)

@@ -166,11 +166,16 @@ test("the policy and its statistics", () => {
   using directory = new TemporaryDirectory();
   const environment = { XDG_DATA_HOME: directory.path };
   expect(shown(policy("Qwen/Qwen3-8B", undefined, environment))).toEqual([
-    "ok policy: triattention, budget 2048 (the default)",
+    "ok policy: auto, budget 2048 (the default)",
     expect.stringMatching(/^ok statistics: .*qwen3-8b\.safetensors$/),
   ]);
-  expect(shown(policy("nobody/nothing", undefined, environment))[0]).toMatch(
+  expect(shown(policy("nobody/nothing", "triattention", environment))[0]).toMatch(
     /^error statistics: stats = none for nobody\/nothing -> .*triattn calibrate nobody\/nothing/,
+  );
+  const bare = shown(policy("nobody/nothing", undefined, environment));
+  expect(bare[1]).toMatch(/^ok statistics: none, and this policy needs none/);
+  expect(bare[2]).toMatch(
+    /^warn policy: no statistics of nobody\/nothing: policy auto goes without trig and norm/,
   );
   expect(shown(policy("nobody/nothing", "keydiff", environment))[1]).toMatch(
     /^ok statistics: none, and this policy needs none/,

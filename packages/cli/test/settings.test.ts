@@ -73,14 +73,16 @@ test("the policy: what was asked for, TRIATTN_POLICY, the reference's variables,
     "TRIATTN_POLICY",
   ]);
   expect(resolve(undefined, { TRIATTN_POLICY: document })).toEqual(["mine", 700, "TRIATTN_POLICY"]);
-  expect(resolve(undefined, { ENABLE_TRIATTENTION: "0" })).toEqual([
-    "triattention",
-    0,
-    "ENABLE_TRIATTENTION",
-  ]);
-  // The reference's policy and the default both score with statistics, and this model has none.
+  expect(resolve(undefined, { ENABLE_TRIATTENTION: "0" })).toEqual(["auto", 0, "ENABLE_TRIATTENTION"]);
+  // The reference's policy scores with statistics, and this model has none; the default says what it does without.
   expect(() => resolve(undefined, reference)).toThrow(/stats = none for nobody\/nothing/);
-  expect(() => resolve(undefined)).toThrow(/triattn calibrate nobody\/nothing/);
+  expect(resolve(undefined)).toEqual(["auto", 2048, "the default"]);
+  const environment = { XDG_DATA_HOME: directory.path };
+  expect(resolvePolicy({ model }, environment).warnings).toEqual([
+    "no statistics of nobody/nothing: policy auto goes without trig and norm; `triattn calibrate nobody/nothing` makes them",
+  ]);
+  expect(resolvePolicy({ model: "Qwen/Qwen3-8B" }, environment).warnings).toEqual([]);
+  expect(resolvePolicy({ model, policy: "keydiff" }, environment).warnings).toEqual([]);
 });
 
 test("the reference's variables: statistics and warnings come along", () => {

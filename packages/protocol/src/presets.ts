@@ -6,12 +6,12 @@ import type { PolicyInput } from "./policy.ts";
  */
 export const presets = {
   /**
-   * triattn's own. A reserve for tokens that nothing later repeats, the rest by expected use: with weights learned at
-   * calibration where the statistics have them, else trig and a little keydiff; without statistics, keydiff and recency.
+   * triattn's own, and the default. Where calibration learned what foretells later use, that; else half for tokens that
+   * nothing later repeats, the rest by expected use, distinctness and recency; without statistics, by the latter two.
    */
   auto: {
     name: "auto",
-    terms: [{ kind: "trig" }, { kind: "keydiff", weight: 0.2 }, { kind: "recency", weight: 0.1 }],
+    terms: [{ kind: "trig" }, { kind: "norm" }, { kind: "keydiff" }, { kind: "recency", weight: 1.5 }],
     reserve: { share: 0.5, terms: [{ kind: "superseded" }] },
     learned: true,
     statistics: "optional",

@@ -130,10 +130,13 @@ def _forward_batch(forward_batch: Any, cls: Any, batch: Any, *args: Any, **kwarg
 
 
 def _cell_size(size: int, _: Any, kvc: Any, layers: int) -> int:
-    """Bytes of a token in SGLang's memory budget: the table of positions comes out of it as well."""
+    """Bytes of a token in SGLang's memory budget: positions, and what terms remember, come out of it as well."""
     from sglang.srt.runtime_context import get_parallel
 
-    return size + 4 * layers * kvc.model_config.get_num_kv_heads(get_parallel().attn_tp_size)
+    from triattn.engines.policy import bytes_beside
+
+    beside = bytes_beside(None if _settings is None else _settings.policy)
+    return size + beside * layers * kvc.model_config.get_num_kv_heads(get_parallel().attn_tp_size)
 
 
 def _validate_request(_: Any, manager: Any, request: Any, *args: Any, **kwargs: Any) -> None:

@@ -112,9 +112,11 @@ def _available_memory(original: Callable[..., Any]) -> Callable[..., Any]:
         settings = settings_of(config)
         if settings is None or config.cache_config.kv_cache_memory_bytes is not None:
             return memory
+        from triattn.engines.policy import bytes_beside
         from triattn.engines.vllm.startup import without_positions, without_queries
 
-        return without_positions(without_queries(memory, config, settings.queries), config)
+        left = without_queries(memory, config, settings.queries)
+        return without_positions(left, config, bytes_beside(settings.policy))
 
     return available
 

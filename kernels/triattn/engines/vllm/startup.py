@@ -71,14 +71,14 @@ def bounded_length_check(vllm_config: Any, policy: Any) -> Iterator[None]:
         setattr(kv_cache_utils, name, check)
 
 
-def without_positions(memory: int, vllm_config: Any) -> int:
-    """Bytes left for the KV cache beside the table of positions: int32 for every entry of K and V."""
+def without_positions(memory: int, vllm_config: Any, beside: int) -> int:
+    """Bytes left for the KV cache where every entry of a KV head takes ``beside`` bytes more (``bytes_beside``)."""
     from vllm.utils.torch_utils import STR_DTYPE_TO_TORCH_DTYPE
 
     cache, model = vllm_config.cache_config, vllm_config.model_config
     dtype = model.dtype if cache.cache_dtype == "auto" else STR_DTYPE_TO_TORCH_DTYPE[cache.cache_dtype]
     entry = 2 * model.get_head_size() * dtype.itemsize
-    return memory * entry // (entry + 4)
+    return memory * entry // (entry + beside)
 
 
 def without_queries(memory: int, vllm_config: Any, length: int) -> int:

@@ -68,7 +68,7 @@ export function serveCommand(): Command {
     )
     .option(
       "--policy <name|file>",
-      "a preset or a JSON file (default: triattention, or the TRIATTN_RUNTIME_* variables)",
+      "a preset or a JSON file (default: auto, or the TRIATTN_RUNTIME_* variables)",
     )
     .option(
       "--stats <file|name>",

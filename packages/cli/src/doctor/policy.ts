@@ -1,5 +1,5 @@
 import { StatisticsError, StatisticsLibrary } from "@triattn/control";
-import { needsStatistics, resolvePolicy } from "../serve/policy.ts";
+import { needsStatistics, resolvePolicy, usesStatistics } from "../serve/policy.ts";
 import { type Finding, fromError, ok, warn } from "./finding.ts";
 
 /** The policy that serve would take, and the statistics that it needs. */
@@ -16,17 +16,23 @@ export function policy(
       statistics,
       warnings,
     } = resolvePolicy({ model, policy: name }, environment);
-    const needed = needsStatistics(found)
-      ? statistics
-      : `${statistics ?? "none"}, and this policy needs none`;
+    const needed =
+      needsStatistics(found) || (statistics !== null && usesStatistics(found))
+        ? statistics
+        : `${statistics ?? "none"}, and this policy needs none`;
     return [
       ok("policy", `${found.name}, budget ${found.budget} (${source})`),
       ok("statistics", `${needed}`),
-      ...warnings.map((text) => warn("policy", text, "unset the variable, or leave it")),
+      ...warnings.map((text) => warn("policy", text, fixFor(text))),
     ];
   } catch (error) {
     return [fromError(error instanceof StatisticsError ? "statistics" : "policy", error)];
   }
+}
+
+/** What to do about a warning, where it does not say so itself. */
+function fixFor(warning: string): string {
+  return warning.startsWith("no statistics") ? "make them, or leave it" : "unset the variable, or leave it";
 }
 
 function library(environment: NodeJS.ProcessEnv): Finding {

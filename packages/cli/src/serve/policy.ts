@@ -46,7 +46,7 @@ export interface ResolvedPolicy {
   readonly warnings: readonly string[];
 }
 
-const DEFAULT = "triattention";
+const DEFAULT: PresetName = "auto";
 const SWITCH = "ENABLE_TRIATTENTION";
 
 function readDocument(path: string): unknown {
@@ -142,6 +142,11 @@ export function needsStatistics(policy: PolicyDocument): boolean {
   return needs(policy, readsStatistics);
 }
 
+/** Whether statistics of the model's queries change what a policy keeps. */
+export function usesStatistics({ terms, reserve, learned }: PolicyDocument): boolean {
+  return learned || [...terms, ...(reserve?.terms ?? [])].some(readsStatistics);
+}
+
 function needs(
   { budget, terms, reserve, statistics }: PolicyDocument,
   reads: typeof readsStatistics,
@@ -191,7 +196,7 @@ function findStatistics(
 
 /**
  * The policy to start with and its statistics: what was asked for; else TRIATTN_POLICY; else the reference plugin's
- * variables; else the preset `triattention`. Throws ConfigError, StatisticsError or ModelError.
+ * variables; else the preset `auto`. Throws ConfigError, StatisticsError or ModelError.
  */
 export function resolvePolicy(
   options: PolicyOptions,
@@ -206,13 +211,23 @@ export function resolvePolicy(
   const rules = parseRules(options.rules ?? found.rules ?? [], policy);
   const statistics =
     options.statistics ?? found.statistics ?? (environment.TRIATTN_STATS?.trim() || undefined);
+  const path = findStatistics([policy, ...policiesOf(rules)], options.model, statistics);
+  const without = path === null ? withoutStatistics(policy, options.model) : [];
   return {
     policy,
     rules,
     source: found.source,
-    statistics: findStatistics([policy, ...policiesOf(rules)], options.model, statistics),
-    warnings: found.warnings,
+    statistics: path,
+    warnings: [...found.warnings, ...without],
   };
+}
+
+/** What a policy that can do without statistics does not do without them. */
+function withoutStatistics({ name, budget, terms, statistics }: PolicyDocument, model: string): string[] {
+  const left = terms.filter(readsStatistics).map(({ kind }) => kind);
+  if (budget === 0 || statistics === "required" || left.length === 0) return [];
+  const calibrate = `\`triattn calibrate ${model}\` makes them`;
+  return [`no statistics of ${model}: policy ${name} goes without ${left.join(" and ")}; ${calibrate}`];
 }
 
 /** The policies of rules, which `parseRules` has written out. */
