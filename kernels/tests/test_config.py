@@ -55,7 +55,7 @@ def test_additional_config() -> None:
     named = load_settings({"TRIATTN_STATS": "/a"}, {"triattn": {"statistics": "/b"}})
     assert named is not None
     assert named.statistics == "/b"
-    assert named.policy == preset("triattention")
+    assert named.policy == preset("auto")
 
 
 @pytest.mark.parametrize("form", ["name", "inline", "file"])
