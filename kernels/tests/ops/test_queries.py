@@ -65,7 +65,7 @@ def test_a_request_reads_its_last_queries_in_order(kernels: bool) -> None:
         positions = (
             torch.cat([torch.arange(chunk) + len(written), torch.arange(2), torch.zeros(1)]).long().to(DEVICE)
         )
-        start, rows = torch.tensor([0, chunk, chunk + 2]).to(DEVICE), torch.tensor([5, 0]).to(DEVICE)
+        start, rows = (torch.tensor(x).int().to(DEVICE) for x in ([0, chunk, chunk + 2], [5, 0]))
         ours.place(positions, start, rows)
         ours.write(0, query)
         written += list(query[:chunk])
