@@ -106,7 +106,8 @@ def test_layers_scored_together_score_as_one_after_another(item, selection):
     layer_aggregation=st.sampled_from(["max", "mean"]),
     selection=st.sampled_from(["per_layer_per_head", "per_head", "union"]),
     group=st.integers(1, 3),
-    n=st.integers(2, 24),
+    # Two keys are equally far from their mean: a z-score of that is of rounding alone.
+    n=st.integers(3, 24),
     pins=st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()),
 )
 def test_scores_equal_a_brute_force(
