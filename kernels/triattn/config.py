@@ -75,11 +75,19 @@ def load_settings(
 
 def queries_observed(policy: wire.PolicyDocument) -> int:
     """Most recent queries of a request that a policy looks at."""
-    terms = policy.terms + (policy.reserve.terms if policy.reserve else [])
     return max(
-        (term.window for term in terms if isinstance(term, wire.ObservedTerm | wire.AccumulatedTerm)),
+        (
+            term.window
+            for term in _all_terms(policy)
+            if isinstance(term, wire.ObservedTerm | wire.AccumulatedTerm)
+        ),
         default=0,
     )
+
+
+def _all_terms(policy: wire.PolicyDocument) -> list[wire.ScoreTerm]:
+    """A policy's own terms, then the reserve's."""
+    return policy.terms + (policy.reserve.terms if policy.reserve else [])
 
 
 MOST_QUERIES = 1024
@@ -164,7 +172,7 @@ def check_policy(policy: wire.PolicyDocument) -> None:
     if (policy.reserve is not None or policy.learned) and policy.normalize != "each":
         remedy = "must be each where a reserve is given or weights are learned: scores need one unit"
         raise ConfigError("policy.normalize", policy.normalize, remedy)
-    terms = policy.terms + (policy.reserve.terms if policy.reserve else [])
+    terms = _all_terms(policy)
     if policy.statistics == "optional" and all(isinstance(t, wire.TrigTerm | wire.NormTerm) for t in terms):
         remedy = "must be required where every term needs them"
         raise ConfigError("policy.statistics", policy.statistics, remedy)

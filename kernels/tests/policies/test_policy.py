@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.policies.builders import document, policy, request, shape, statistics
@@ -106,13 +106,14 @@ def test_layers_scored_together_score_as_one_after_another(item, selection):
     layer_aggregation=st.sampled_from(["max", "mean"]),
     selection=st.sampled_from(["per_layer_per_head", "per_head", "union"]),
     group=st.integers(1, 3),
-    # Two keys are equally far from their mean: a z-score of that is of rounding alone.
-    n=st.integers(3, 24),
+    n=st.integers(2, 24),
     pins=st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()),
 )
 def test_scores_equal_a_brute_force(
     seed, chosen, normalize, group_aggregation, layer_aggregation, selection, group, n, pins
 ):
+    # Two keys are equally far from their mean: a z-score of that is of rounding alone.
+    assume(n > 2 or all(item["kind"] != "keydiff" for item in chosen))
     gen = torch.Generator().manual_seed(seed)
     model = shape(layers=2, kv_heads=2, group=group, head_dim=8)
     sinks, window, prompt = pins

@@ -397,6 +397,11 @@ def window_columns(window: int) -> int:
     return max(16, triton.next_power_of_2(window))
 
 
+def members_of(term: Observed | Accumulated, group: int) -> int:
+    """Softmaxes of a query in a KV head of `group` query heads: one for each, or one for all together."""
+    return 1 if isinstance(term, Observed) and term.group == "max" else group
+
+
 def launch(
     rounds: Any,
     fields: Tensor,
@@ -410,11 +415,10 @@ def launch(
     """Fill one channel of `out`, or add to it."""
     shape, t, ring, (chunks, tiles) = rounds.shape, rounds.tuning, rounds.ring, b.anchor_cut
     adds_up = isinstance(term, Accumulated)
-    together = not adds_up and term.group == "max"
     whole = window_columns(term.window)
     columns = min(whole, MOST_COLUMNS)
     parts = whole // columns
-    members = 1 if together else shape.group
+    members = members_of(term, shape.group)
     width = triton.next_power_of_2(shape.head_dim)
     where = rounds.positions.stride()[:2]
     for group in rounds.groups:
@@ -435,7 +439,7 @@ def launch(
             "PARTS": parts,
             "MEMBERS": members,
             "TOGETHER": shape.group // members,
-            "EARLIER": together,
+            "EARLIER": not adds_up and term.group == "max",
             "SUM": adds_up,
             "NATIVE": native,
             "TILE": tile,

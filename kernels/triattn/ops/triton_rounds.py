@@ -194,8 +194,7 @@ class TritonRounds:
         # Softmax denominators of a row and chunk: of each observed query, and of each head or of the whole group.
         self._observed = max(
             (
-                observed.window_columns(e.term.window)
-                * (1 if getattr(e.term, "group", "") == "max" else shape.group)
+                observed.window_columns(e.term.window) * observed.members_of(e.term, shape.group)
                 for e in p.extras
                 if isinstance(e.term, Observed | Accumulated)
             ),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from triattn.policies.context import Round
+from triattn.policies.observed import attention, products
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,15 @@ class Accumulated:
     def score(self, ctx: Round, layer: int) -> Tensor:
         """float32 [kv_heads, N]."""
         assert ctx.queries is not None, "engines that keep no queries refuse this term"
-        model, position, keys = ctx.model, ctx.positions[layer], ctx.keys(layer)
+        position, keys = ctx.positions[layer], ctx.keys(layer)
         entries = position.shape[-1]
         known = ctx.memory.known if ctx.memory else 0
         queries = ctx.queries(layer)
         count = min(queries.shape[1], self.window, entries - known)
         queries = queries[:, queries.shape[1] - count :]
-        logits = torch.einsum("hgqd,hnd->hgqn", queries.unflatten(0, (model.kv_heads, model.group)), keys)
         when = torch.arange(ctx.computed - count, ctx.computed, device=position.device)
         seen = position[:, None, None] <= when[:, None]
-        logits = torch.where(seen & torch.isfinite(logits), logits, -torch.inf)
-        # A query that sees nothing here pays no attention.
-        paid = torch.nan_to_num(logits.softmax(dim=-1), nan=0.0).mean(dim=1).sum(dim=1)
+        paid = attention(products(ctx, queries, keys), seen).mean(dim=1).sum(dim=1)
         if ctx.memory:
             if known:
                 paid[:, :known] += ctx.memory.stored(self, layer)[:, :known]

@@ -11,6 +11,17 @@ from torch import Tensor
 from triattn.policies.context import Round
 
 
+def products(ctx: Round, queries: Tensor, keys: Tensor) -> Tensor:
+    """Scaled q·k, float32 [kv_heads, group, n, N], of `queries` [query_heads, n, D] and `keys` [kv_heads, N, D]."""
+    return torch.einsum("hgqd,hnd->hgqn", queries.unflatten(0, (ctx.model.kv_heads, ctx.model.group)), keys)
+
+
+def attention(logits: Tensor, seen: Tensor) -> Tensor:
+    """Softmax over the last dimension of logits that are finite and `seen`; a query that sees nothing pays none."""
+    logits = torch.where(seen & torch.isfinite(logits), logits, -torch.inf)
+    return torch.nan_to_num(logits.softmax(dim=-1), nan=0.0)
+
+
 @dataclass(frozen=True)
 class Observed:
     """S(k) = max of A(k') over k' at most `reach` positions from k, per KV head; A: attention of the last queries.
@@ -36,12 +47,12 @@ class Observed:
     def score(self, ctx: Round, layer: int) -> Tensor:
         """float32 [kv_heads, N]."""
         assert ctx.queries is not None, "engines that keep no queries refuse this term"
-        model, position = ctx.model, ctx.positions[layer]
+        position = ctx.positions[layer]
         queries = ctx.queries(layer)[:, -self.window :]
         count = queries.shape[1]
         assert count, "a round follows a step of its request"
         keys = ctx.keys(layer)
-        logits = torch.einsum("hgqd,hnd->hgqn", queries.unflatten(0, (model.kv_heads, model.group)), keys)
+        logits = products(ctx, queries, keys)
         first = ctx.computed - count
         earlier = position < first
         if self.group == "max":
@@ -50,9 +61,7 @@ class Observed:
         else:
             when = torch.arange(first, ctx.computed, device=position.device)
             seen = position[:, None, None] <= when[:, None]
-        logits = torch.where(seen & torch.isfinite(logits), logits, -torch.inf)
-        # A query that sees nothing here pays no attention.
-        paid = torch.nan_to_num(logits.softmax(dim=-1), nan=0.0).mean(dim=(1, 2))
+        paid = attention(logits, seen).mean(dim=(1, 2))
         pooled = self._pooled(torch.where(earlier, paid, 0.0), position)
         score = torch.where(earlier, pooled, 1.0)
         return torch.where(keys.isnan().any(dim=-1), torch.nan, score)

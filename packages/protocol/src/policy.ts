@@ -230,10 +230,20 @@ export function observes(term: ScoreTerm): term is Extract<ScoreTerm, { kind: "o
   return term.kind === "observed" || term.kind === "accumulated";
 }
 
+/** What has terms, as a policy has them. Not PolicyDocument, whose own checks ask for all of them. */
+interface Terms {
+  readonly terms: readonly ScoreTerm[];
+  readonly reserve: { readonly terms: readonly ScoreTerm[] } | null;
+}
+
+/** A policy's own terms, then the reserve's. */
+export function allTerms({ terms, reserve }: Terms): ScoreTerm[] {
+  return [...terms, ...(reserve?.terms ?? [])];
+}
+
 /** Most recent queries of a request that a policy looks at; an engine must keep as many. */
-export function queriesObserved({ terms, reserve }: Pick<PolicyDocument, "terms" | "reserve">): number {
-  const all = [...terms, ...(reserve?.terms ?? [])];
-  return Math.max(0, ...all.map((term) => (observes(term) ? term.window : 0)));
+export function queriesObserved(policy: Terms): number {
+  return Math.max(0, ...allTerms(policy).map((term) => (observes(term) ? term.window : 0)));
 }
 
 const share = z.number().min(0).max(1);
@@ -346,16 +356,12 @@ export const PolicyDocument = z
     error: "must be each where a reserve is given or weights are learned: scores need one unit",
   })
   .refine(
-    ({ terms, reserve, statistics }) =>
-      statistics === "required" ||
-      [...terms, ...(reserve?.terms ?? [])].some((term) => !readsStatistics(term)),
+    (policy) => policy.statistics === "required" || allTerms(policy).some((term) => !readsStatistics(term)),
     { path: ["statistics"], error: "must be required where every term needs them" },
   )
   .refine(
-    ({ terms, reserve, interval }) =>
-      [...terms, ...(reserve?.terms ?? [])].every(
-        (term) => term.kind !== "accumulated" || term.window >= interval,
-      ),
+    (policy) =>
+      allTerms(policy).every((term) => term.kind !== "accumulated" || term.window >= policy.interval),
     {
       path: ["interval"],
       error: "must not exceed the window of the term accumulated: queries between rounds would be left out",

@@ -12,6 +12,7 @@ import {
   type StatisticsMatch,
 } from "@triattn/control";
 import {
+  allTerms,
   observes,
   type PolicyDocument,
   type PolicyInput,
@@ -143,18 +144,13 @@ export function needsStatistics(policy: PolicyDocument): boolean {
 }
 
 /** Whether statistics of the model's queries change what a policy keeps. */
-export function usesStatistics({ terms, reserve, learned }: PolicyDocument): boolean {
-  return learned || [...terms, ...(reserve?.terms ?? [])].some(readsStatistics);
+export function usesStatistics(policy: PolicyDocument): boolean {
+  return policy.learned || allTerms(policy).some(readsStatistics);
 }
 
-function needs(
-  { budget, terms, reserve, statistics }: PolicyDocument,
-  reads: typeof readsStatistics,
-): boolean {
+function needs(policy: PolicyDocument, reads: typeof readsStatistics): boolean {
   return (
-    budget > 0 &&
-    statistics === "required" &&
-    [...terms, ...(reserve?.terms ?? [])].some((term) => reads(term))
+    policy.budget > 0 && policy.statistics === "required" && allTerms(policy).some((term) => reads(term))
   );
 }
 
@@ -268,7 +264,7 @@ export function checkObserved(
 ): void {
   const found = keepsQueries ? undefined : [policy, ...policiesOf(rules)].find(queriesObserved);
   if (found !== undefined) {
-    const kind = [...found.terms, ...(found.reserve?.terms ?? [])].find(observes)?.kind;
+    const kind = allTerms(found).find(observes)?.kind;
     const remedy = `its term ${kind} needs recent queries, which triattn keeps in vLLM but not in ${label}; serve with --backend vllm, or use a policy without that term`;
     throw new ConfigError("policy", found.name, remedy);
   }
